@@ -1,0 +1,1 @@
+"""What decides: lanes, the four actions, recovery after a crash."""

@@ -1,0 +1,98 @@
+"""What can go wrong, as one small tree.
+
+    AgentError                 everything the agent raises on purpose; says what, why, and the next step
+    ├── Rejection              becomes the report of an activity: `rejected`, with a code
+    ├── SettingsError          the settings, or the arguments, are wrong                        exit 78
+    ├── IdentityError          the node's identity is missing, foreign, or refused              exit 78
+    ├── JournalError           the journal cannot be opened or written                          exit 74
+    │   └── JournalInUseError  another agent holds the state folder                             exit 75
+    ├── SupervisorError        the Supervisor could not be asked, or said no (link/client.py)   exit 69
+    └── UnavailableError       the agent itself could not be asked (the local socket)           exit 3
+
+The text of each is "cannot X: cause", in lower case; `hint` is the next step for whoever reads it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from agent.protocol import Reason, ReasonCode
+
+
+class AgentError(Exception):
+    """An error that tells its own story when printed: what could not be done, why, and what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} (hint: {self.hint})"
+
+
+class Rejection(AgentError):  # noqa: N818 - it is the word of the protocol: an activity is rejected
+    """An action that cannot be carried out, or was not; becomes the activity's report.
+
+    Args:
+        code: Stable, for programs.
+        message: "cannot X: cause", for people.
+        hint: The next step.
+        evidence: What was seen; merged into the report's evidence.
+    """
+
+    def __init__(
+        self,
+        code: ReasonCode,
+        message: str,
+        *,
+        hint: str | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.evidence: dict[str, Any] = dict(evidence or {})
+
+    def reason(self) -> Reason:
+        """Return the reason as it travels in a report."""
+        return Reason(code=self.code, message=self.message, hint=self.hint)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {super().__str__()}"
+
+
+class SettingsError(AgentError):
+    """The settings or the arguments are wrong; names the file and the key."""
+
+    exit_code = 78
+
+
+class IdentityError(AgentError):
+    """The node has no identity, or one that is not for this machine."""
+
+    exit_code = 78
+
+
+class JournalError(AgentError):
+    """The journal cannot be opened, read or written; nothing new is begun."""
+
+    exit_code = 74
+
+
+class JournalInUseError(JournalError):
+    """Another agent holds the state folder."""
+
+    exit_code = 75
+
+
+class SupervisorError(AgentError):
+    """The Supervisor could not be asked, or refused."""
+
+    exit_code = 69
+
+
+class UnavailableError(AgentError):
+    """The running agent could not be asked over its socket."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""What talks to the Supervisor: receiver, reporter, heartbeat, identity."""

@@ -1,0 +1,1 @@
+"""What acts on the node: drivers, the readiness probe, staged configs."""

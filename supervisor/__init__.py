@@ -1,0 +1,1 @@
+"""The reference Supervisor: the public Activities API and the agent's side of it."""
