@@ -1,0 +1,103 @@
+"""SQLite behind one thread: a whole transaction for each call, and errors in the agent's own words."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from agent.errors import JournalError
+
+T = TypeVar("T")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database so that what was committed is on the disk: WAL with synchronous=FULL."""
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Database:
+    """One connection in a thread of its own; used from the event loop.
+
+    Every method may raise `JournalError`; nothing was written then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._executor = ThreadPoolExecutor(1, "journal")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self, prepare: Callable[[], T]) -> T:
+        """Run `prepare`, which leaves a sound file behind, and connect to it."""
+
+        def work() -> T:
+            result = prepare()
+            self._connection = connect(self.path)
+            return result
+
+        return await self.run(work)
+
+    async def close(self) -> None:
+        """Finish what is under way and close the file; closing twice is harmless."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.wrap_future(self._executor.submit(connection.close))
+        self._executor.shutdown(wait=False)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, which only reads."""
+        return await self.run(lambda: work(self._connected()))
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one transaction; when this returns, what it wrote is on the disk."""
+
+        def transaction() -> T:
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self.run(transaction)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` in the thread, and say what SQLite or the disk refused."""
+
+        def translated() -> T:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                msg = f"cannot use the journal {self.path}: {error}"
+                raise JournalError(msg, hint="look at the disk: is it full, read-only or failing?") from error
+            except OSError as error:
+                msg = f"cannot use the journal {self.path}: {error.strerror or error}"
+                raise JournalError(msg, hint="the folder must exist and belong to the agent's user") from error
+
+        try:
+            future: Future[T] = self._executor.submit(translated)
+        except RuntimeError as error:
+            msg = f"cannot use the journal {self.path}: it is closed"
+            raise JournalError(msg) from error
+        return await asyncio.wrap_future(future)
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            msg = f"cannot use the journal {self.path}: it is closed"
+            raise JournalError(msg)
+        return self._connection

@@ -1,0 +1,191 @@
+"""What the journal holds, as the rest of the agent sees it."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from agent.protocol import Activity, Reason, Report, ReportOutcome, ReportStatus
+
+
+class RowState(StrEnum):
+    """Where an activity stands in its life; each step is one transaction, written before what it announces."""
+
+    RECEIVED = "received"
+    """Journaled; begins once the Supervisor has listed it since the agent started."""
+    STARTED = "started"
+    """Something may have been done; recovered at once after a crash."""
+    FINISHED = "finished"
+    """Its report is on its way."""
+    REPORTED = "reported"
+    """The Supervisor answered for it; kept for duplicates, then pruned."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournaledCall:
+    """A call that was about to be made; when it is decisive, with A and the boot in which A was read."""
+
+    call: str
+    decisive: bool
+    going_back: bool
+    at: datetime
+    running: bool | None
+    incarnation: str | None
+    boot_id: str | None
+    detail: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GoingBack:
+    """A reconfigure's decision to go back: why, and whether a later action made it."""
+
+    superseded: bool
+    reason: Reason
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One activity as journaled."""
+
+    id: int
+    sequence: int
+    runtime: str
+    action: str
+    state: RowState
+    activity: Activity | None
+    """Whole while it is not finished; None when it did not parse."""
+    uncertain: bool
+    """It may have been done already, and the journal cannot know: it must not be carried out."""
+    author_id: int | None
+    created_at: str | None
+    received_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    reported_at: datetime | None
+    status: ReportStatus | None
+    changed: bool
+    recovered: bool
+    reason: Reason | None
+    evidence: dict[str, Any]
+    outcome: ReportOutcome | None
+    going_back: GoingBack | None
+    calls: tuple[JournaledCall, ...]
+
+    def phase(self) -> tuple[JournaledCall, ...]:
+        """Return the calls of the direction that the activity is going in now."""
+        back = self.going_back is not None
+        return tuple(call for call in self.calls if call.going_back is back)
+
+    def decisive_call(self) -> JournaledCall | None:
+        """Return the last decisive call of this direction, with the A that recovery compares with."""
+        return next((call for call in reversed(self.phase()) if call.decisive), None)
+
+    def report(self) -> Report:
+        """Return the report of a finished activity."""
+        if self.status is None or self.finished_at is None:
+            msg = f"activity {self.id} is not finished"
+            raise ValueError(msg)
+        return Report(
+            activity_id=self.id,
+            status=self.status,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            changed=self.changed,
+            recovered=self.recovered,
+            reason=self.reason,
+            evidence=self.evidence,
+        )
+
+
+@dataclass(slots=True)
+class SweepToken:
+    """One sweep under way: what was `received` before its first request, and what it has listed so far."""
+
+    received: frozenset[int]
+    listed: set[int] = field(default_factory=set)
+    highest: int = 0
+
+
+@dataclass(slots=True)
+class Taken:
+    """What an answer's items became."""
+
+    new: int = 0
+    known: int = 0
+    again: int = 0
+    """Finished here and listed all the same: reported again."""
+    invalid: int = 0
+    """Did not parse: journaled and rejected."""
+    skipped: int = 0
+    """Had no id and sequence: nothing that could be answered."""
+    conflicts: list[int] = field(default_factory=list)
+    """Ids that came with another content: not taken in."""
+
+
+def stamp(moment: datetime | None = None) -> str:
+    """Write a moment so that text order is time order."""
+    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def read_call(record: sqlite3.Row) -> JournaledCall:
+    """Read one line of the table `calls`."""
+    return JournaledCall(
+        call=record["call"],
+        decisive=bool(record["decisive"]),
+        going_back=bool(record["going_back"]),
+        at=datetime.fromisoformat(record["at"]),
+        running=None if record["running"] is None else bool(record["running"]),
+        incarnation=record["incarnation"],
+        boot_id=record["boot_id"],
+        detail=json.loads(record["detail"]),
+    )
+
+
+def _read_going_back(text: str | None) -> GoingBack | None:
+    if text is None:
+        return None
+    content = json.loads(text)
+    return GoingBack(
+        superseded=content["superseded"],
+        reason=Reason.model_validate(content["reason"]),
+        evidence=content["evidence"],
+    )
+
+
+def read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
+    """Read one line of the table `activities`."""
+    reason = None
+    if record["code"] is not None:
+        reason = Reason(code=record["code"], message=record["message"], hint=record["hint"])
+    body = record["body"]
+    return Row(
+        id=record["id"],
+        sequence=record["sequence"],
+        runtime=record["runtime"],
+        action=record["action"],
+        state=RowState(record["state"]),
+        activity=None if body is None else Activity.model_validate_json(body),
+        uncertain=bool(record["uncertain"]),
+        author_id=record["author_id"],
+        created_at=record["created_at"],
+        received_at=datetime.fromisoformat(record["received_at"]),
+        started_at=_moment(record["started_at"]),
+        finished_at=_moment(record["finished_at"]),
+        reported_at=_moment(record["reported_at"]),
+        status=None if record["status"] is None else ReportStatus(record["status"]),
+        changed=bool(record["changed"]),
+        recovered=bool(record["recovered"]),
+        reason=reason,
+        evidence=json.loads(record["evidence"]),
+        outcome=None if record["outcome"] is None else ReportOutcome(record["outcome"]),
+        going_back=_read_going_back(record["going_back"]),
+        calls=calls,
+    )
