@@ -7,15 +7,18 @@
     ├── JournalError           the journal cannot be opened or written                          exit 74
     │   └── JournalInUseError  another agent holds the state folder                             exit 75
     ├── SupervisorError        the Supervisor could not be asked, or said no (link/client.py)   exit 69
+    ├── SocketError            the agent's own socket cannot be opened, or another agent has it exit 75
     └── UnavailableError       the agent itself could not be asked (the local socket)           exit 3
+        └── SocketDeniedError  this user may not ask it                                         exit 77
 
 The text of each is "cannot X: cause", in lower case; `hint` is the next step for whoever reads it.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from agent.protocol import Reason, ReasonCode
+if TYPE_CHECKING:  # `iggy-agent status` handles these errors, and is to start without pydantic
+    from agent.protocol import Reason, ReasonCode
 
 
 class AgentError(Exception):
@@ -44,7 +47,7 @@ class Rejection(AgentError):  # noqa: N818 - it is the word of the protocol: an 
 
     def __init__(
         self,
-        code: ReasonCode,
+        code: "ReasonCode",
         message: str,
         *,
         hint: str | None = None,
@@ -54,8 +57,10 @@ class Rejection(AgentError):  # noqa: N818 - it is the word of the protocol: an 
         self.code = code
         self.evidence: dict[str, Any] = dict(evidence or {})
 
-    def reason(self) -> Reason:
+    def reason(self) -> "Reason":
         """Return the reason as it travels in a report."""
+        from agent.protocol import Reason  # noqa: PLC0415 - see TYPE_CHECKING above
+
         return Reason(code=self.code, message=self.message, hint=self.hint)
 
     def __str__(self) -> str:
@@ -87,12 +92,46 @@ class JournalInUseError(JournalError):
 
 
 class SupervisorError(AgentError):
-    """The Supervisor could not be asked, or refused."""
+    """The Supervisor could not be asked, or refused.
+
+    Args:
+        message: "cannot X: cause", for people.
+        hint: The next step.
+        status: The HTTP status of its answer; None when there was none that could be used.
+        code: The stable word of its problem document.
+        retry_after: Seconds that it asked to wait.
+    """
 
     exit_code = 69
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+
+class SocketError(AgentError):
+    """The agent's own socket cannot be opened, or another agent answers on it."""
+
+    exit_code = 75
 
 
 class UnavailableError(AgentError):
     """The running agent could not be asked over its socket."""
 
     exit_code = 3
+
+
+class SocketDeniedError(UnavailableError):
+    """This user may not ask the running agent."""
+
+    exit_code = 77
