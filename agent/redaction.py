@@ -1,0 +1,109 @@
+"""Secrets out of text: before anything is logged, printed or reported.
+
+Two nets: the values that are known to be secret, wherever they turn up, and what looks like a secret by its name. The
+second has holes by its nature, so whoever reads a secret adds its value to the first.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MARKER = "[redacted]"
+
+MIN_LENGTH = 4
+"""Characters; a shorter value would mask half of every text."""
+
+_WHOLE_WORD_BELOW = 8
+"""Characters; a shorter value is masked where it stands alone, not inside of longer words."""
+
+_WELL_KNOWN = frozenset({"iggy", "connectors", "true", "false", "null", "none"})
+"""Never masked: these words are everywhere in what we write, and whoever has one as a password has no secret."""
+
+_NAME = r"(?:password|passwd|secret|token|api[_-]?key)"
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|\\"(?:[^"\\]|\\[^"])*\\"|'[^']*'|[^\s"'\\]+)"""
+
+_SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
+_PATTERNS = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        # password=…, IGGY_ROOT_PASSWORD="…", "api_key": "…"; the suffix is bounded so that no text is slow to search
+        (rf"""({_NAME}[\w-]{{0,40}}(?:\\?["']\s*[:=]|\s?=)\s*){_VALUE}""", rf"\1{MARKER}"),
+        (rf"(\bpass(?:word|wd):\s*){_VALUE}", rf"\1{MARKER}"),
+        (rf"(\bld-api-key:\s*){_VALUE}", rf"\1{MARKER}"),
+        (r"""(\b(?:bearer|basic)\s+)[^\s"'\\]+""", rf"\1{MARKER}"),
+        (r"""(://)[^\s/@"']+(@)""", rf"\1{MARKER}\2"),
+    )
+)
+
+
+class Redactor:
+    """Masks secrets in text and in data; one for the whole agent, safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: frozenset[str] = frozenset()
+        self._known: re.Pattern[str] | None = None
+
+    def add(self, values: Iterable[str]) -> None:
+        """Mask these values from now on; those under four characters are too short to be told from ordinary text."""
+        forms = {form for value in values for form in _forms(value)}
+        with self._lock:
+            if forms <= self._values:
+                return
+            self._values |= forms
+            longest_first = sorted(self._values, key=len, reverse=True)
+            self._known = re.compile("|".join(_expression(value) for value in longest_first))
+
+    def text(self, s: str) -> str:
+        """Return a text with its secrets masked; the same object when there are none."""
+        masked = s if self._known is None else self._known.sub(MARKER, s)
+        for pattern, replacement in _PATTERNS:
+            masked = pattern.sub(replacement, masked)
+        return s if masked == s else masked
+
+    def data(self, x: Any) -> Any:
+        """Return JSON-like data with its secrets masked: in every text, and whole where the key says what it is.
+
+        Anything that JSON does not know (a path, a time, an exception) becomes its text.
+        """
+        match x:
+            case None | bool() | int() | float():
+                return x
+            case str():
+                return self.text(x)
+            case Mapping():
+                return {self._key(key): self._entry(key, value) for key, value in x.items()}
+            case list() | tuple() | set() | frozenset():
+                return [self.data(item) for item in x]
+            case bytes():
+                return self.text(x.decode(errors="backslashreplace"))
+            case _:
+                return self.text(str(x) or repr(x))
+
+    def _key(self, key: Any) -> str:
+        return self.text(str(key))
+
+    def _entry(self, key: Any, value: Any) -> Any:
+        if value is None or isinstance(value, bool) or not is_secret_name(str(key)):
+            return self.data(value)
+        return MARKER
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a setting, variable or field of this name holds a secret."""
+    return _SECRET_KEY.search(name) is not None
+
+
+def _forms(value: str) -> set[str]:
+    """Return the spellings in which a secret turns up: as it is, as its lines, and as JSON escapes it."""
+    spellings = {value, value.strip()}
+    spellings |= {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    spellings |= {line for line in value.splitlines() if len(line) >= _WHOLE_WORD_BELOW}
+    return {text for text in spellings if len(text) >= MIN_LENGTH and text.lower() not in _WELL_KNOWN}
+
+
+def _expression(value: str) -> str:
+    escaped = re.escape(value)
+    return rf"(?<![\w-]){escaped}(?![\w-])" if len(value) < _WHOLE_WORD_BELOW else escaped
