@@ -1,0 +1,350 @@
+"""One lane for each runtime: its activities run one at a time, in order of sequence; lanes run side by side.
+
+What may begin was listed by the Supervisor since the agent started; what was started before is recovered first, also
+with the Supervisor away. A lane never ends because of an activity.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from time import monotonic
+
+import structlog
+
+from agent.activities import execution, reconfigure
+from agent.activities.execution import Verdict
+from agent.activities.uncertain import judge_uncertain
+from agent.activities.work import Work
+from agent.conditions import Conditions
+from agent.errors import JournalError, Rejection
+from agent.journal import Journal, Row, RowState
+from agent.protocol import Action, Config, ReasonCode, ReconfigureOutcome, ReportStatus, RuntimeName, Verb
+from agent.runtimes.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+WRITE_AGAIN = 1.0
+"""Seconds between two tries to use a journal that cannot be written."""
+SUPERSEDING = frozenset({Verb.STOP, Verb.RESTART, Verb.RECONFIGURE})
+"""Verbs that end an earlier activity's wait for readiness, so that the fix is never blocked by the fault."""
+
+
+def parse_action(row: Row) -> Action:
+    """Parse a row's action.
+
+    Raises:
+        Rejection: `unknown_action`.
+    """
+    try:
+        return Action.parse(row.action)
+    except ValueError as error:
+        raise Rejection(
+            ReasonCode.UNKNOWN_ACTION,
+            f"cannot carry it out: {error}",
+            hint="compare the versions of the Supervisor and the agent",
+        ) from error
+
+
+class Lane:
+    """The queue of one runtime.
+
+    Args:
+        runtime: What its activities act on.
+        journal: Where they come from and go to.
+        now: The Supervisor's time, which expiry is judged by.
+        permitted: Whether this agent may act; False once another instance took over, or the node is decommissioned.
+        conditions: Where it says that it has to wait.
+        on_recovered: Awaited once recovery is over, before anything new begins.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        journal: Journal,
+        *,
+        now: Callable[[], datetime],
+        permitted: Callable[[], bool],
+        conditions: Conditions,
+        on_recovered: Callable[[Runtime], Awaitable[None]],
+    ) -> None:
+        self.runtime = runtime
+        self.current: int | None = None
+        """The activity that is acting on the runtime now."""
+        self._journal = journal
+        self._now = now
+        self._permitted = permitted
+        self._conditions = conditions
+        self._on_recovered = on_recovered
+        self._work_ready = journal.work_ready.subscribe()
+        self._stopping = False
+        self._checked: dict[int, bool] = {}
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way goes on."""
+        self._stopping = True
+        self._work_ready.set()
+
+    async def run(self) -> None:
+        """Recover, then take up one activity after the other, until `stop`."""
+        await self._recover()
+        await self._on_recovered(self.runtime)
+        while not self._stopping:
+            row = await self._next()
+            if row is None:
+                await self._work_ready.wait()
+            else:
+                await self._take_up(row)
+
+    async def _next(self) -> Row | None:
+        while not self._stopping and self._permitted():
+            try:
+                return await self._journal.next(self.runtime.name)
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+        return None
+
+    async def _take_up(self, row: Row) -> None:
+        """Judge whether it may begin, write `started`, and carry it out."""
+        try:
+            action = parse_action(row)
+            if row.uncertain:
+                await self._finish(row, await judge_uncertain(self.runtime, action, row))
+                return
+            self._refuse_expired(row)
+            config = await self._check(row, action)
+        except Rejection as rejection:
+            await self._refuse(row, rejection)
+            return
+        except Exception as error:  # noqa: BLE001 - a lane never ends because of an activity
+            await self._refuse(row, execution.internal(row, error))
+            return
+        try:
+            if not await self._journal.start(row.id, action.verb):
+                return
+        except JournalError:
+            await asyncio.sleep(WRITE_AGAIN)
+            return
+        log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
+        started = await self._reread(row)
+        await self._carry_out(self._work(started, action, config, recovered=False))
+
+    async def _refuse(self, row: Row, rejection: Rejection, *, recovered: bool = False) -> None:
+        """Finish what has had no effect; a reconfigure states its three facts here too."""
+        if row.action.startswith(Verb.RECONFIGURE) and "outcome" not in rejection.evidence:
+            unknown = rejection.code is ReasonCode.OUTCOME_UNKNOWN
+            config = row.activity.config if row.activity else None
+            outcome = None if unknown else ReconfigureOutcome.NOT_APPLIED
+            rejection.evidence.update(await reconfigure.facts(self.runtime, config, outcome))
+        await self._finish(row, Verdict.rejected(rejection), recovered=recovered)
+
+    def _refuse_expired(self, row: Row) -> None:
+        expires_at = row.activity.expires_at if row.activity else None
+        if expires_at is not None and self._now() >= expires_at:
+            raise Rejection(
+                ReasonCode.EXPIRED,
+                f"cannot begin: it was to begin before {expires_at.isoformat()}",
+                hint="dispatch it again if it is still wanted",
+            )
+
+    async def _check(self, row: Row, action: Action) -> Config | None:
+        if action.verb is not Verb.RECONFIGURE or row.activity is None:
+            return None
+        return await reconfigure.check(self.runtime, row.activity, action.config_id)
+
+    def _work(self, row: Row, action: Action, config: Config | None, *, recovered: bool) -> Work:
+        return Work(
+            runtime=self.runtime,
+            journal=self._journal,
+            row=row,
+            action=action,
+            config=config,
+            successor=self._successor,
+            recovered=recovered,
+        )
+
+    # --- recovery
+
+    async def _recover(self) -> None:
+        """Finish what the journal holds as started; there is at most one, for a lane runs one at a time."""
+        for row in await self._unfinished():
+            log.info("activity.recovering", activity_id=row.id, runtime=row.runtime, action=row.action)
+            await self._recover_row(row)
+
+    async def _unfinished(self) -> list[Row]:
+        while True:
+            try:
+                rows = await self._journal.unfinished()
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+            else:
+                return [row for row in rows if row.runtime == self.runtime.name]
+
+    async def _recover_row(self, row: Row) -> None:
+        action = parse_action(row)
+        config = row.activity.config if row.activity else None
+        try:
+            if not row.calls and row.going_back is None:
+                self._refuse_expired(row)
+        except Rejection as rejection:
+            await self._refuse(row, rejection, recovered=True)
+            return
+        await self._carry_out(self._work(row, action, config, recovered=True))
+
+    async def _carry_out(self, work: Work) -> None:
+        """Carry it out; when a step could not be written, take it up again by the rules of recovery."""
+        self.current = work.row.id
+        began = monotonic()
+        try:
+            while True:
+                try:
+                    if work.recovered:
+                        verdict = await execution.recover(work, self._conditions)
+                    else:
+                        verdict = await execution.carry_out(work)
+                    break
+                except JournalError:
+                    await asyncio.sleep(WRITE_AGAIN)
+                    row = await self._reread(work.row)
+                    work = self._work(row, work.action, work.config, recovered=True)
+            await self._finish(work.row, verdict, recovered=work.recovered, seconds=monotonic() - began)
+        finally:
+            self.current = None
+
+    # --- the journal
+
+    async def _reread(self, row: Row) -> Row:
+        while True:
+            try:
+                return await self._journal.get(row.id) or row
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+
+    async def _finish(self, row: Row, verdict: Verdict, *, recovered: bool = False, seconds: float = 0.0) -> None:
+        """Write the verdict, however long it takes: an activity is not over before its report is durable."""
+        while True:
+            try:
+                written = await self._journal.finish(
+                    row.id,
+                    status=verdict.status,
+                    changed=verdict.changed,
+                    recovered=recovered,
+                    reason=verdict.reason,
+                    evidence=verdict.evidence,
+                    committed=verdict.committed,
+                )
+                break
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+        self._checked.pop(row.id, None)
+        if not written:
+            return
+        say = log.info if verdict.status is ReportStatus.COMPLETED else log.warning
+        say(
+            f"activity.{verdict.status}",
+            activity_id=row.id,
+            runtime=row.runtime,
+            action=row.action,
+            code=verdict.reason and verdict.reason.code,
+            message=verdict.reason and verdict.reason.message,
+            changed=verdict.changed,
+            recovered=recovered,
+            seconds=round(seconds, 3),
+        )
+
+    # --- superseding
+
+    async def _successor(self) -> Row:
+        """Return the first later activity that wants the wait for readiness to end."""
+        while True:
+            try:
+                for row in await self._journal.queue(self.runtime.name):
+                    if await self._supersedes(row):
+                        return row
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+                continue
+            await self._work_ready.wait()
+
+    async def _supersedes(self, row: Row) -> bool:
+        if row.uncertain or row.state is not RowState.RECEIVED or not self._permitted():
+            return False
+        if row.id not in self._checked:
+            try:
+                action = parse_action(row)
+                if action.verb in SUPERSEDING:
+                    await self._check(row, action)
+                self._checked[row.id] = action.verb in SUPERSEDING
+            except Rejection:
+                self._checked[row.id] = False
+        try:
+            self._refuse_expired(row)
+        except Rejection:
+            return False
+        return self._checked[row.id]
+
+
+class Lanes:
+    """All lanes of a node, and the answer for activities that belong to none."""
+
+    def __init__(
+        self,
+        runtimes: Mapping[RuntimeName, Runtime],
+        journal: Journal,
+        *,
+        now: Callable[[], datetime],
+        permitted: Callable[[], bool],
+        conditions: Conditions,
+        on_recovered: Callable[[Runtime], Awaitable[None]],
+    ) -> None:
+        self._journal = journal
+        self._permitted = permitted
+        self._work_ready = journal.work_ready.subscribe()
+        self._stopping = False
+        self._lanes = {
+            name: Lane(
+                runtime,
+                journal,
+                now=now,
+                permitted=permitted,
+                conditions=conditions,
+                on_recovered=on_recovered,
+            )
+            for name, runtime in runtimes.items()
+        }
+
+    def current(self, name: RuntimeName) -> int | None:
+        """Return the activity that is acting on a runtime now, if any."""
+        return self._lanes[name].current
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way goes on."""
+        self._stopping = True
+        self._work_ready.set()
+        for lane in self._lanes.values():
+            lane.stop()
+
+    async def run(self) -> None:
+        """Run all lanes; returns after `stop`, once what was under way is finished."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._answer_foreign(), name="lane of foreign activities")
+            for name, lane in self._lanes.items():
+                group.create_task(lane.run(), name=f"lane of {name}")
+
+    async def _answer_foreign(self) -> None:
+        names = [str(name) for name in self._lanes]
+        rejection = Rejection(
+            ReasonCode.UNKNOWN_RUNTIME,
+            f"cannot act on it: this node manages {' and '.join(names) or 'no runtime'} only",
+            hint="name the runtime in the node's settings, or dispatch to the nodes that have it",
+        )
+        while not self._stopping:
+            try:
+                row = await self._journal.next_foreign(names) if self._permitted() else None
+                if row is not None:
+                    await self._journal.finish(row.id, status=ReportStatus.REJECTED, reason=rejection.reason())
+                    log.warning("activity.rejected", activity_id=row.id, runtime=row.runtime, code=rejection.code)
+                    continue
+            except JournalError:
+                await asyncio.sleep(WRITE_AGAIN)
+                continue
+            await self._work_ready.wait()

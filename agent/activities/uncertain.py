@@ -1,0 +1,39 @@
+"""What may have been done already is never done again: it is completed if it is true, else its outcome is unknown.
+
+A journal that was lost, put back from an old copy, or pruned cannot know whether an activity that the Supervisor lists
+was carried out before.
+"""
+
+from typing import Any
+
+from agent.activities.execution import Verdict
+from agent.activities.work import Result
+from agent.errors import Rejection
+from agent.journal import Row
+from agent.protocol import Action, ReasonCode, Verb
+from agent.runtimes.runtime import Runtime
+
+
+async def judge_uncertain(runtime: Runtime, action: Action, row: Row) -> Verdict:
+    """Judge an activity by what is seen, without any effect.
+
+    Raises:
+        Rejection: `outcome_unknown`, unless a start or a stop is seen to be true already.
+    """
+    evidence: dict[str, Any] = {"journal": "does not know whether it was done before"}
+    try:
+        seen = await runtime.driver.observe()
+        evidence["after"] = seen.as_evidence()
+        ready = seen.running and action.verb is Verb.START and (await runtime.probe_once()).ready
+        down = not seen.running and seen.at_rest and action.verb is Verb.STOP
+    except Rejection as rejection:
+        evidence["after"] = {"unreadable": rejection.message}
+        ready = down = False
+    if ready or down:
+        return Verdict.completed(Result(changed=False, evidence=evidence))
+    raise Rejection(
+        ReasonCode.OUTCOME_UNKNOWN,
+        f"cannot tell whether activity {row.id} was carried out: the journal that knew is lost; it is not done again",
+        hint="look at the runtime, and dispatch the action again if it is still wanted",
+        evidence=evidence,
+    )

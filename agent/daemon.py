@@ -1,0 +1,371 @@
+"""The daemon: the only place that knows everybody. It builds the parts, runs them in one TaskGroup, and ends them.
+
+It ends in the order of trust: nothing new is received, what is under way may finish, its results are sent, the runtimes
+are left as they are (but for those that the agent owns), the journal is closed.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import structlog
+
+from agent.activities.lanes import Lanes
+from agent.conditions import Conditions
+from agent.errors import JournalError, Rejection, SettingsError, SupervisorError
+from agent.journal import Journal, StateLock
+from agent.link import identity as identities
+from agent.link.backoff import Backoff
+from agent.link.client import SupervisorClient
+from agent.link.clock import SupervisorClock
+from agent.link.enrolment import enroll
+from agent.link.health import Channel
+from agent.link.heartbeat import Heartbeat
+from agent.link.identity import Identity
+from agent.link.pace import Pace
+from agent.link.receiver import Receiver
+from agent.link.reporter import Reporter
+from agent.link.standing import Standing
+from agent.link.tokens import Rotation, Tokens
+from agent.local import views
+from agent.local.machine import read_node_status
+from agent.local.server import LocalServer
+from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, Verb, format_time
+from agent.redaction import Redactor
+from agent.runtimes.driver import Step
+from agent.runtimes.making import make_runtime
+from agent.runtimes.runtime import Runtime
+from agent.settings import ENROLLMENT_TOKEN, Settings, read_credential
+
+log = structlog.get_logger(__name__)
+
+LOOK_FOR_IDENTITY = 1.0
+"""Seconds between two looks for an identity that `iggy-agent enroll` may have made."""
+PRUNE_EVERY = 600.0
+"""Seconds between two times of forgetting old activities."""
+FLUSH_TIMEOUT = 2.0
+"""Seconds that the last reports get when the agent ends; what is not sent then is sent after the next start."""
+
+
+def run(settings: Settings, redactor: Redactor) -> int:
+    """Run the agent until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        AgentError: It cannot run: wrong settings, a foreign identity, a state folder that somebody else holds.
+    """
+    refuse_children_of_a_unit(settings, os.environ)
+    state_dir = settings.agent.state_dir
+    try:
+        state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot make the state folder {state_dir}: {error.strerror}"
+        raise JournalError(msg, hint="create it, owned by the agent's user, or set agent.state_dir") from error
+    with StateLock(state_dir):
+        asyncio.run(Daemon(settings, redactor).run())
+    return 0
+
+
+def refuse_children_of_a_unit(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Refuse to be the main process of a systemd service that would take the runtimes down with it.
+
+    systemd ends a service's whole control group; SYSTEMD_EXEC_PID names the main process it started: systemd.exec(5).
+
+    Raises:
+        SettingsError: A runtime has the process driver and is not `owned`.
+    """
+    if environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+        return
+    for name, runtime in settings.runtimes.items():
+        if runtime.driver is DriverKind.PROCESS and not runtime.owned:
+            msg = f"cannot run {name} as a child of a systemd service: restarting the agent would kill it"
+            raise SettingsError(
+                msg,
+                hint=f'give it a unit of its own (runtimes.{name}.driver = "systemd"), or set '
+                f"runtimes.{name}.owned = true if it shall live and end with the agent",
+            )
+
+
+class Daemon:
+    """One run of the agent.
+
+    Args:
+        settings: Checked.
+        redactor: Learns the node's secrets, so that no log and no report shows them.
+    """
+
+    def __init__(self, settings: Settings, redactor: Redactor) -> None:
+        self._settings = settings
+        self._state_dir = settings.agent.state_dir
+        self._redactor = redactor
+        self._version = metadata.version("iggy-node-agent")
+        self._started_at = datetime.now(UTC)
+        self._stopping = asyncio.Event()
+        self._conditions = Conditions()
+        self._standing = Standing(self._conditions)
+        self._clock = SupervisorClock(self._conditions)
+        self._machine = ThreadPoolExecutor(1, "machine")
+        self._identity: Identity | None = None
+        self._journal: Journal | None = None
+        self._runtimes: dict[RuntimeName, Runtime] = {}
+        self._lanes: Lanes | None = None
+        self._client: SupervisorClient | None = None
+
+    async def run(self) -> None:
+        """Run until a signal; see the module's text for how it ends."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        log.info("agent.started", version=self._version, python=sys.version.split()[0], pid=os.getpid())
+        async with AsyncExitStack() as stack:
+            stack.callback(self._machine.shutdown, wait=False)
+            server = LocalServer(
+                self._settings.agent.socket, status=self._status, activities=self._activities, activity=self._activity
+            )
+            await server.open()
+            stack.push_async_callback(server.close)
+            identity = await self._find_identity()
+            if identity is not None:
+                await self._run_as(identity, stack)
+        log.info("agent.stopped")
+
+    # --- who this node is
+
+    async def _find_identity(self) -> Identity | None:
+        """Load the identity, or enrol with the credential, or wait for `iggy-agent enroll`; None when told to stop."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(first=1.0)
+        while not self._stopping.is_set():
+            identity = await loop.run_in_executor(self._machine, identities.load, self._state_dir)
+            if identity is not None:
+                self._conditions.clear("not_enrolled")
+                return identity
+            pause = await self._try_to_enrol(backoff)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+            except TimeoutError:
+                continue
+        return None
+
+    async def _try_to_enrol(self, backoff: Backoff) -> float:
+        """Enrol with the credential, if there is one; returns the seconds to wait before the next look."""
+        loop = asyncio.get_running_loop()
+        token = await loop.run_in_executor(self._machine, read_credential, ENROLLMENT_TOKEN, os.environ)
+        supervisor = self._settings.supervisor
+        if token is None:
+            self._conditions.set(
+                "not_enrolled",
+                "this machine is not a node of any deployment yet",
+                hint=f"run `iggy-agent enroll`, or give the credential {ENROLLMENT_TOKEN}, with a token of the Supervisor",
+            )
+            return LOOK_FOR_IDENTITY
+        self._redactor.add([token])
+        try:
+            await enroll(supervisor.url, supervisor.ca_file, token, self._state_dir)
+        except SupervisorError as error:
+            seconds = backoff.failed(error)
+            self._conditions.set("not_enrolled", error.message, hint=error.hint)
+            log.warning("enroll.failed", cause=error.message, retry_in=round(seconds, 1))
+            return seconds
+        return 0.0
+
+    # --- the whole
+
+    async def _run_as(self, identity: Identity, stack: AsyncExitStack) -> None:
+        self._identity = identity
+        journal = await Journal.open(self._state_dir, journal_id=identity.journal_id, conditions=self._conditions)
+        stack.push_async_callback(journal.close)
+        self._journal = journal
+        for name, settings in self._settings.runtimes.items():
+            runtime = make_runtime(name, _plan(settings), self._state_dir / "runtimes" / name, self._redactor)
+            await runtime.open()
+            stack.push_async_callback(runtime.close)
+            current = await runtime.current()
+            await journal.know_runtime(name, current=current.name if current else None)
+            self._runtimes[name] = runtime
+        tokens = Tokens(identity, self._state_dir, clock=self._clock, learned=self._redactor.add)
+        supervisor = self._settings.supervisor
+        self._client = await stack.enter_async_context(
+            SupervisorClient(
+                url=supervisor.url,
+                ca_file=supervisor.ca_file,
+                token=tokens.current,
+                token_refused=tokens.refused,
+                instance=secrets.token_hex(16),
+                revision=lambda: journal.revision,
+                clock=self._clock,
+                standing=self._standing,
+                conditions=self._conditions,
+                version=self._version,
+            )
+        )
+        await self._run_parts(journal, self._client, tokens)
+
+    async def _run_parts(self, journal: Journal, client: SupervisorClient, tokens: Tokens) -> None:
+        """Run every loop until a signal, then end them in order."""
+        standing, conditions, pace = self._standing, self._conditions, Pace()
+        reporter = Reporter(client, journal, standing=standing, conditions=conditions)
+        receiver = Receiver(client, journal, standing=standing, pace=pace, swept=reporter.try_refused)
+        heartbeat = Heartbeat(
+            client,
+            journal,
+            standing=standing,
+            conditions=conditions,
+            pace=pace,
+            version=self._version,
+            started_at=self._started_at,
+            runtimes=self._runtime_statuses,
+            node=self._node_status,
+        )
+        rotation = Rotation(client, tokens, clock=self._clock, standing=standing, conditions=conditions)
+        self._lanes = lanes = Lanes(
+            self._runtimes,
+            journal,
+            now=self._clock.now,
+            permitted=lambda: standing.permitted,
+            conditions=conditions,
+            on_recovered=self._start_owned,
+        )
+        async with asyncio.TaskGroup() as group:
+            receiving = group.create_task(receiver.run(), name="receiver")
+            acting = group.create_task(lanes.run(), name="lanes")
+            others = [
+                group.create_task(reporter.run(), name="reporter"),
+                group.create_task(heartbeat.run(), name="heartbeat"),
+                group.create_task(rotation.run(), name="rotation"),
+                group.create_task(self._prune(journal), name="pruning"),
+                *(
+                    group.create_task(self._watch(runtime, heartbeat), name=f"watch {name}")
+                    for name, runtime in self._runtimes.items()
+                ),
+            ]
+            await self._stopping.wait()
+            log.info("agent.stopping", grace=self._settings.agent.shutdown_grace)
+            receiving.cancel()
+            lanes.stop()
+            await asyncio.wait({acting}, timeout=self._settings.agent.shutdown_grace)
+            acting.cancel()
+            await asyncio.wait({acting})
+            await self._stop_owned()
+            await self._flush(journal)
+            for task in others:
+                task.cancel()
+
+    async def _flush(self, journal: Journal) -> None:
+        """Give the last reports a moment; the outbox keeps what is not sent."""
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                while self._standing.permitted and (await journal.counts()).unreported:
+                    await asyncio.sleep(0.02)
+        except (TimeoutError, JournalError) as error:
+            log.warning("agent.reports_left", cause=str(error) or "the Supervisor did not answer in time")
+
+    async def _prune(self, journal: Journal) -> None:
+        agent = self._settings.agent
+        while True:
+            try:
+                pruned = await journal.prune(days=agent.retention_days, count=agent.retention_count)
+                if pruned:
+                    log.info("journal.pruned", count=pruned)
+            except JournalError as error:
+                log.warning("journal.not_pruned", cause=error.message)
+            await asyncio.sleep(PRUNE_EVERY)
+
+    async def _watch(self, runtime: Runtime, heartbeat: Heartbeat) -> None:
+        """Send a heartbeat soon when a runtime changes by itself."""
+        while True:
+            await runtime.driver.wait_for_change()
+            heartbeat.beat()
+            try:
+                await runtime.driver.observe()
+            except Rejection as error:
+                log.warning("runtime.unreadable", runtime=runtime.name, cause=error.message)
+
+    # --- runtimes that live and end with the agent
+
+    async def _start_owned(self, runtime: Runtime) -> None:
+        """Start an owned runtime with the agent, unless the last action on it was a stop."""
+        if not self._settings.runtimes[runtime.name].owned or self._journal is None:
+            return
+        if await self._journal.last_verb(runtime.name) is Verb.STOP:
+            log.info("owned.left_stopped", runtime=runtime.name)
+            return
+        try:
+            outcome = await runtime.driver.start(_not_journaled)
+        except Rejection as rejection:
+            self._conditions.set(f"{runtime.name}_not_started", rejection.message, hint=rejection.hint)
+        else:
+            log.info("owned.started", runtime=runtime.name, calls=list(outcome.calls))
+
+    async def _stop_owned(self) -> None:
+        for name, runtime in self._runtimes.items():
+            if self._settings.runtimes[name].owned:
+                try:
+                    outcome = await runtime.driver.stop(_not_journaled)
+                except Rejection as rejection:
+                    log.error("owned.not_stopped", runtime=name, cause=rejection.message)
+                else:
+                    log.info("owned.stopped", runtime=name, exit_code=outcome.exit_code, killed=outcome.killed)
+
+    # --- what others are told
+
+    async def _runtime_statuses(self) -> list[RuntimeStatus]:
+        lanes = self._lanes
+        return [
+            await runtime.status(None if lanes is None else lanes.current(name))
+            for name, runtime in self._runtimes.items()
+        ]
+
+    async def _node_status(self) -> NodeStatus:
+        return await asyncio.get_running_loop().run_in_executor(self._machine, read_node_status, self._state_dir)
+
+    async def _status(self) -> dict[str, Any]:
+        """Make the local API's status."""
+        conditions = self._conditions.all()
+        counts = None
+        if self._journal is not None:
+            try:
+                counts = (await self._journal.counts()).model_dump()
+            except JournalError as error:
+                log.warning("status.without_counts", cause=error.message)
+        identity = self._identity
+        return {
+            "healthy": not conditions,
+            "agent": {
+                "version": self._version,
+                "started_at": format_time(self._started_at),
+                "pid": os.getpid(),
+                "stopping": self._stopping.is_set(),
+                "node_id": identity and identity.node_id,
+                "deployment_id": identity and identity.deployment_id,
+                "supervisor_url": self._settings.supervisor.url,
+            },
+            "link": self._link_status(),
+            "conditions": [views.condition(condition) for condition in conditions],
+            "journal": counts,
+            "runtimes": [status.model_dump(mode="json") for status in await self._runtime_statuses()],
+        }
+
+    def _link_status(self) -> dict[str, Any] | None:
+        client = self._client
+        return None if client is None else {str(channel): asdict(client.status(channel)) for channel in Channel}
+
+    async def _activities(self, limit: int) -> list[dict[str, Any]]:
+        return [] if self._journal is None else [views.summary(row) for row in await self._journal.recent(limit)]
+
+    async def _activity(self, activity_id: int) -> dict[str, Any] | None:
+        row = None if self._journal is None else await self._journal.get(activity_id)
+        return None if row is None else views.detail(row)
+
+
+async def _not_journaled(_step: Step) -> None:
+    """Stand in for the journal where an owned runtime follows the agent: that is no activity."""
