@@ -1,0 +1,7 @@
+"""Let `python -m agent` be `iggy-agent`."""
+
+import sys
+
+from agent.cli import main
+
+sys.exit(main())
