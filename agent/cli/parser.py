@@ -60,11 +60,11 @@ Commands = Any
 """What add_subparsers returns; its type has no public name."""
 
 
-def _add(commands: Commands, name: str, sentence: str, example: str) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, sentence: str, example: str, *, more: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=sentence,
-        description=sentence,
+        description=f"{sentence} {more}".rstrip(),
         epilog=f"example:\n  {example}",
         formatter_class=_HelpFormatter,
     )
@@ -86,8 +86,9 @@ def _add_enroll(commands: Commands) -> None:
     parser = _add(
         commands,
         "enroll",
-        "Make this machine a node: trade an enrolment token for an identity. Once; again says so and changes nothing.",
+        "Make this machine a node, with an enrolment token.",
         "iggy-agent enroll --url https://supervisor.example.com --token-file token.txt",
+        more="Once is enough: on an enrolled machine it says so and changes nothing.",
     )
     parser.add_argument("--url", help="the Supervisor (supervisor.url)")
     parser.add_argument(

@@ -124,7 +124,7 @@ class RuntimeSettings(Section):
         default_factory=dict,
         repr=False,
         description="Driver `process`: environment of the program; a config's values win.",
-        examples=[{"IGGY_SYSTEM_PATH": "/var/lib/iggy"}],
+        examples=[{"RUST_LOG": "info"}],
     )
     working_directory: AbsolutePath | None = Field(
         default=None, description="Driver `process`: the folder that it is started in.", examples=["/var/lib/iggy"]
