@@ -42,9 +42,9 @@ from agent.local.server import LocalServer
 from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, Verb, format_time
 from agent.redaction import Redactor
 from agent.runtimes.driver import Step
-from agent.runtimes.making import make_runtime
 from agent.runtimes.runtime import Runtime
 from agent.settings import ENROLLMENT_TOKEN, Settings, read_credential
+from agent.wiring import make_runtime
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +165,7 @@ class Daemon:
             self._conditions.set(
                 "not_enrolled",
                 "this machine is not a node of any deployment yet",
-                hint=f"run `iggy-agent enroll`, or give the credential {ENROLLMENT_TOKEN}, with a token of the Supervisor",
+                hint=f"get a token of the Supervisor, and run `iggy-agent enroll` or give it as {ENROLLMENT_TOKEN}",
             )
             return LOOK_FOR_IDENTITY
         self._redactor.add([token])
@@ -186,7 +186,7 @@ class Daemon:
         stack.push_async_callback(journal.close)
         self._journal = journal
         for name, settings in self._settings.runtimes.items():
-            runtime = make_runtime(name, _plan(settings), self._state_dir / "runtimes" / name, self._redactor)
+            runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor)
             await runtime.open()
             stack.push_async_callback(runtime.close)
             current = await runtime.current()
@@ -264,7 +264,7 @@ class Daemon:
         """Give the last reports a moment; the outbox keeps what is not sent."""
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                while self._standing.permitted and (await journal.counts()).unreported:
+                while self._standing.permitted and (await journal.counts()).unreported:  # noqa: ASYNC110 - a table has no event
                     await asyncio.sleep(0.02)
         except (TimeoutError, JournalError) as error:
             log.warning("agent.reports_left", cause=str(error) or "the Supervisor did not answer in time")

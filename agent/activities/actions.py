@@ -8,7 +8,7 @@ from agent.errors import Rejection
 from agent.journal import KEEP
 from agent.protocol import ReasonCode
 from agent.runtimes.driver import Incarnation, Observation
-from agent.runtimes.runtime import Readiness
+from agent.runtimes.readiness import Readiness
 
 
 async def start(work: Work) -> Result:

@@ -195,20 +195,22 @@ class Lane:
         self.current = work.row.id
         began = monotonic()
         try:
-            while True:
-                try:
-                    if work.recovered:
-                        verdict = await execution.recover(work, self._conditions)
-                    else:
-                        verdict = await execution.carry_out(work)
-                    break
-                except JournalError:
-                    await asyncio.sleep(WRITE_AGAIN)
-                    row = await self._reread(work.row)
-                    work = self._work(row, work.action, work.config, recovered=True)
+            while (verdict := await self._try_to_carry_out(work)) is None:
+                await asyncio.sleep(WRITE_AGAIN)
+                row = await self._reread(work.row)
+                work = self._work(row, work.action, work.config, recovered=True)
             await self._finish(work.row, verdict, recovered=work.recovered, seconds=monotonic() - began)
         finally:
             self.current = None
+
+    async def _try_to_carry_out(self, work: Work) -> Verdict | None:
+        """Carry it out; None when a step could not be written."""
+        try:
+            if work.recovered:
+                return await execution.recover(work, self._conditions)
+            return await execution.carry_out(work)
+        except JournalError:
+            return None
 
     # --- the journal
 
@@ -221,20 +223,8 @@ class Lane:
 
     async def _finish(self, row: Row, verdict: Verdict, *, recovered: bool = False, seconds: float = 0.0) -> None:
         """Write the verdict, however long it takes: an activity is not over before its report is durable."""
-        while True:
-            try:
-                written = await self._journal.finish(
-                    row.id,
-                    status=verdict.status,
-                    changed=verdict.changed,
-                    recovered=recovered,
-                    reason=verdict.reason,
-                    evidence=verdict.evidence,
-                    committed=verdict.committed,
-                )
-                break
-            except JournalError:
-                await asyncio.sleep(WRITE_AGAIN)
+        while (written := await self._try_to_finish(row, verdict, recovered=recovered)) is None:  # noqa: ASYNC110 - a disk has no event
+            await asyncio.sleep(WRITE_AGAIN)
         self._checked.pop(row.id, None)
         if not written:
             return
@@ -250,6 +240,21 @@ class Lane:
             recovered=recovered,
             seconds=round(seconds, 3),
         )
+
+    async def _try_to_finish(self, row: Row, verdict: Verdict, *, recovered: bool) -> bool | None:
+        """Write the verdict; None when it could not be written, False when the activity was over already."""
+        try:
+            return await self._journal.finish(
+                row.id,
+                status=verdict.status,
+                changed=verdict.changed,
+                recovered=recovered,
+                reason=verdict.reason,
+                evidence=verdict.evidence,
+                committed=verdict.committed,
+            )
+        except JournalError:
+            return None
 
     # --- superseding
 

@@ -36,7 +36,7 @@ async def check(runtime: Runtime, activity: Activity, config_id: int | None) -> 
                 f"cannot reconfigure: the action names config {config_id}, the activity carries config {config.id}",
                 hint="dispatch the reconfigure again",
             )
-        await runtime.check(config)
+        await runtime.check_config(config)
     except Rejection as rejection:
         rejection.evidence.update(await facts(runtime, config, ReconfigureOutcome.NOT_APPLIED))
         raise

@@ -10,7 +10,8 @@ from agent.errors import Rejection
 from agent.journal import KEEP, Journal, Row
 from agent.protocol import Action, Config, ReasonCode
 from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Step
-from agent.runtimes.runtime import Readiness, Runtime
+from agent.runtimes.readiness import Readiness
+from agent.runtimes.runtime import Runtime
 
 LOG_TAIL_CODES = frozenset(
     {ReasonCode.START_FAILED, ReasonCode.STOP_FAILED, ReasonCode.NOT_READY, ReasonCode.UNSTABLE, ReasonCode.TIMEOUT}

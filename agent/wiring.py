@@ -1,0 +1,62 @@
+"""Makes each runtime from its settings: which driver, which probe, which times.
+
+What acts on the node does not know the settings; this translates.
+"""
+
+from pathlib import Path
+
+from agent.errors import SettingsError
+from agent.protocol import DriverKind, RuntimeName
+from agent.redaction import Redactor
+from agent.runtimes.driver import Driver
+from agent.runtimes.probe import ConnectorsRule, ProbePlan
+from agent.runtimes.process import ProcessDriver
+from agent.runtimes.releases import Releases
+from agent.runtimes.runtime import Runtime, Timeouts
+from agent.settings import ProbeSettings, RuntimeSettings
+
+
+def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, redactor: Redactor) -> Runtime:
+    """Make a runtime from its settings.
+
+    Raises:
+        SettingsError: This version has no such driver.
+    """
+    releases = Releases(folder, name)
+    return Runtime(
+        name,
+        driver=_make_driver(name, settings, folder, releases),
+        releases=releases,
+        plan=None if settings.probe is None else _make_plan(settings.probe),
+        timeouts=Timeouts(settings.start_timeout, settings.stop_timeout, settings.action_timeout),
+        redactor=redactor,
+    )
+
+
+def _make_driver(name: RuntimeName, settings: RuntimeSettings, folder: Path, releases: Releases) -> Driver:
+    if settings.driver is not DriverKind.PROCESS or settings.command is None:
+        msg = f"cannot manage {name} through {settings.driver}: this version has the process driver only"
+        raise SettingsError(msg, hint=f'set runtimes.{name}.driver = "process" and runtimes.{name}.command')
+    return ProcessDriver(
+        runtime=name,
+        command=settings.command,
+        folder=folder,
+        releases=releases,
+        environment=settings.environment,
+        working_directory=settings.working_directory,
+        stop_timeout=settings.stop_timeout,
+    )
+
+
+def _make_plan(settings: ProbeSettings) -> ProbePlan:
+    return ProbePlan(
+        http=settings.http,
+        tcp=settings.tcp,
+        status=settings.status,
+        expect=settings.expect,
+        attempt_timeout=settings.attempt_timeout,
+        ready_timeout=settings.ready_timeout,
+        stable_for=settings.stable_for,
+        connectors=ConnectorsRule(settings.connectors),
+        api_key=None if settings.api_key is None else settings.api_key.get_secret_value(),
+    )
