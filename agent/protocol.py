@@ -188,7 +188,11 @@ def _utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         msg = "a time needs its zone (RFC 3339)"
         raise ValueError(msg)
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:  # year 1 or 9999, and a zone: pydantic lets only ValueError become its own
+        msg = "a time must be one that UTC has, too"
+        raise ValueError(msg) from error
 
 
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]

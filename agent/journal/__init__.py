@@ -1,7 +1,7 @@
 """The node's durable ledger of activities: what is to be done, what was done, and what was said of it."""
 
 from agent.journal.ledger import KEEP, Journal
-from agent.journal.opening import StateLock
+from agent.journal.lock import StateLock
 from agent.journal.rows import GoingBack, JournaledCall, Row, RowState, SweepToken, Taken
 from agent.journal.wakeup import Wakeup
 

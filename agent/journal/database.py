@@ -11,19 +11,37 @@ from agent.errors import JournalError
 
 T = TypeVar("T")
 
+_OLDEST_SQLITE = (3, 37)
+"""The first with STRICT tables, sqlite.org/stricttables.html; an older one takes a sound file for a damaged one."""
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a database so that what was committed is on the disk: WAL with synchronous=FULL."""
-    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+
+def look(path: Path) -> sqlite3.Connection:
+    """Open an existing database for reading; neither its file nor its WAL is changed, whatever they hold."""
+    return _open(path, "ro")
+
+
+def connect(path: Path, *, wal: bool = True) -> sqlite3.Connection:
+    """Open an existing database so that what was committed is on the disk: WAL with synchronous=FULL."""
+    connection = _open(path, "rw")
     try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
+        if wal:
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        msg = f"cannot use the journal {path}: SQLite {sqlite3.sqlite_version} is too old"
+        raise JournalError(msg, hint=f"use a Python with SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer")
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
     return connection
 
 
@@ -37,6 +55,7 @@ class Database:
         self.path = path
         self._executor = ThreadPoolExecutor(1, "journal")
         self._connection: sqlite3.Connection | None = None
+        self._closing: Future[None] | None = None
 
     async def open(self, prepare: Callable[[], T]) -> T:
         """Run `prepare`, which leaves a sound file behind, and connect to it."""
@@ -49,18 +68,30 @@ class Database:
         return await self.run(work)
 
     async def close(self) -> None:
-        """Finish what is under way and close the file; closing twice is harmless."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await asyncio.wrap_future(self._executor.submit(connection.close))
-        self._executor.shutdown(wait=False)
+        """Finish what was asked for and close the file, also when the caller is cancelled; twice is harmless."""
+
+        def work() -> None:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+        if self._closing is None:
+            self._closing = self._executor.submit(work)
+            self._executor.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, which only reads."""
         return await self.run(lambda: work(self._connected()))
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in one transaction; when this returns, what it wrote is on the disk."""
+    async def write(self, work: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
+        """Run `work` in one transaction; when this returns, what it wrote is on the disk.
+
+        Args:
+            work: Runs in the thread.
+            committed: Called on the event loop once it is on the disk, also when the caller was cancelled meanwhile.
+        """
+        loop = asyncio.get_running_loop()
 
         def transaction() -> T:
             connection = self._connected()
@@ -72,6 +103,7 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            loop.call_soon_threadsafe(committed, result)
             return result
 
         return await self.run(transaction)

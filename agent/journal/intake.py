@@ -7,12 +7,12 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
-from agent.journal.rows import RowState, SweepToken, Taken, stamp
+from agent.journal.rows import RowState, SweepToken, Taken, as_text, stamp
 from agent.protocol import MAX_ID, Activity, ReasonCode, ReportStatus, format_time
 
 
@@ -26,26 +26,46 @@ class Item:
     action: str
     digest: str
     activity: Activity | None
+    body: str | None
+    """The activity as JSON."""
     problem: str | None
 
 
-def _is_id(value: object) -> bool:
+_LONGEST_PROBLEM = 500
+"""Characters; a key of the item may be in it, and that may be long."""
+
+
+def _is_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 1 <= value <= MAX_ID
+
+
+def _sequence(raw: Any) -> int:
+    sequence = raw.get("sequence") if isinstance(raw, dict) else None
+    return sequence if _is_id(sequence) else 0
 
 
 def read_item(raw: Any) -> Item | None:
     """Read one raw item; None when it has no usable id and sequence, so that nothing could be answered."""
     if not isinstance(raw, dict) or not _is_id(raw.get("id")) or not _is_id(raw.get("sequence")):
         return None
-    runtime, action = str(raw.get("runtime"))[:200], str(raw.get("action"))[:200]
+    runtime, action = as_text(str(raw.get("runtime")))[:200], as_text(str(raw.get("action")))[:200]
     try:
         activity = Activity.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        problem = f"cannot read the activity: {place}: {first['msg']}"
-        return Item(raw["id"], raw["sequence"], runtime, action, _digest_raw(raw), None, problem)
-    return Item(activity.id, activity.sequence, runtime, action, _digest(activity), activity, None)
+        body = activity.model_dump_json()
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # a lone surrogate is no ValidationError
+        problem = f"cannot read the activity: {as_text(_first_problem(error))[:_LONGEST_PROBLEM]}"
+        return Item(raw["id"], raw["sequence"], runtime, action, _digest_raw(raw), None, None, problem)
+    return Item(activity.id, activity.sequence, runtime, action, _digest(activity), activity, body, None)
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "a text in it is not Unicode"
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _hash(content: Sequence[Any]) -> str:
@@ -63,14 +83,23 @@ def _digest_raw(raw: dict[str, Any]) -> str:
     return _hash([raw.get("runtime"), raw.get("action"), checksum, raw.get("created_at")])
 
 
-def take(connection: sqlite3.Connection, items: Sequence[Any], listed: set[int], token: SweepToken | None) -> Taken:
+@dataclass(slots=True)
+class Page:
+    """What one answer listed; it counts once it is journaled."""
+
+    listed: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    """Those of them that may begin, as far as the Supervisor is concerned."""
+    highest: int = 0
+
+
+def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Taken:
     """Journal one answer's items.
 
     Args:
         connection: With a transaction open.
         items: As they came, raw.
-        listed: Ids that were listed since the agent started; grows.
-        token: The sweep that this answer belongs to, if any; grows.
+        page: Empty; is filled.
     """
     journal = connection.execute("SELECT * FROM journal").fetchone()
     uncertain_through = MAX_ID if journal["lost"] else max(journal["mark"], journal["pruned_through"])
@@ -80,15 +109,16 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], listed: set[int],
         item = read_item(raw)
         if item is None:
             taken.skipped += 1
+            cursor = max(cursor, _sequence(raw))  # else each poll would be answered at once, with this one
             continue
         cursor = max(cursor, item.sequence)
-        if token is not None:
-            token.highest = max(token.highest, item.sequence)
-        row = connection.execute("SELECT * FROM activities WHERE id = ?", (item.id,)).fetchone()
+        page.highest = max(page.highest, item.sequence)
+        row = connection.execute("SELECT id, digest, state FROM activities WHERE id = ?", (item.id,)).fetchone()
         if row is None:
             _insert(connection, item, uncertain=item.sequence <= uncertain_through)
             taken.new += 1
             taken.invalid += item.activity is None
+            waiting = item.activity is not None
         elif row["digest"] != item.digest:
             taken.conflicts.append(item.id)
             continue
@@ -96,9 +126,10 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], listed: set[int],
             taken.known += 1
             uncertain = journal["lost"] or item.sequence <= journal["mark"]
             taken.again += _listed_again(connection, row, uncertain=bool(uncertain))
-        listed.add(item.id)
-        if token is not None:
-            token.listed.add(item.id)
+            waiting = row["state"] == RowState.RECEIVED
+        page.listed.add(item.id)
+        if waiting:
+            page.waiting.add(item.id)
     connection.execute("UPDATE journal SET cursor = ?", (cursor,))
     return taken
 
@@ -115,8 +146,8 @@ def _insert(connection: sqlite3.Connection, item: Item, *, uncertain: bool) -> N
             item.runtime,
             item.action,
             item.digest,
-            None if activity is None else activity.model_dump_json(),
-            None if activity is None else activity.author_id,
+            item.body,
+            None if activity is None else _fitting(activity.author_id),
             None if activity is None else format_time(activity.created_at),
             int(uncertain),
             now,
@@ -130,6 +161,11 @@ def _insert(connection: sqlite3.Connection, item: Item, *, uncertain: bool) -> N
             item.problem or "cannot read the activity",
             "the Supervisor and the agent disagree about the protocol; compare their versions",
         )
+
+
+def _fitting(number: int | None) -> int | None:
+    """Leave out what SQLite has no room for; the activity is as good without it."""
+    return number if number is not None and -MAX_ID <= number <= MAX_ID else None
 
 
 def _listed_again(connection: sqlite3.Connection, row: sqlite3.Row, *, uncertain: bool) -> bool:
@@ -161,15 +197,33 @@ def reject_received(
 def end_sweep(connection: sqlite3.Connection, token: SweepToken, last: int) -> list[int]:
     """Withdraw what the complete sweep did not list, and end "lost"; returns the withdrawn ids."""
     withdrawn = [
-        activity_id
-        for activity_id in sorted(token.received - token.listed)
-        if reject_received(
-            connection,
-            activity_id,
-            ReasonCode.WITHDRAWN,
-            "cannot begin: the Supervisor does not list the activity any more",
-            "dispatch it again if it is still wanted",
-        )
+        activity_id for activity_id in sorted(token.received - token.listed) if _withdraw(connection, activity_id)
     ]
     connection.execute("UPDATE journal SET mark = max(mark, ?), lost = 0 WHERE lost = 1", (max(last, token.highest),))
     return withdrawn
+
+
+def _withdraw(connection: sqlite3.Connection, activity_id: int) -> bool:
+    """Finish what is not listed any more; what may have been done before is not said to be without effect."""
+    uncertain = "SELECT 1 FROM activities WHERE id = ? AND uncertain = 1"
+    if connection.execute(uncertain, (activity_id,)).fetchone():
+        return reject_received(
+            connection,
+            activity_id,
+            ReasonCode.OUTCOME_UNKNOWN,
+            "cannot tell whether it was carried out: the journal that knew is lost, and it is not listed any more",
+            "look at the runtime, and dispatch the action again if it is still wanted",
+        )
+    return reject_received(
+        connection,
+        activity_id,
+        ReasonCode.WITHDRAWN,
+        "cannot begin: the Supervisor does not list the activity any more",
+        "dispatch it again if it is still wanted",
+    )
+
+
+def doubt(connection: sqlite3.Connection, revision: int) -> None:
+    """Make an old copy a lost journal: what it holds as not begun may have been done since."""
+    connection.execute("UPDATE journal SET lost = 1, revision = max(revision, ?)", (revision,))
+    connection.execute("UPDATE activities SET uncertain = 1 WHERE state = 'received'")

@@ -5,13 +5,12 @@ cannot write does not act. The two neighbours that never meet are woken here: th
 reporter when there is a report.
 """
 
-import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import structlog
 
@@ -19,7 +18,7 @@ from agent.conditions import Conditions
 from agent.errors import JournalError
 from agent.journal import intake, opening
 from agent.journal.database import Database
-from agent.journal.rows import Row, RowState, SweepToken, Taken, read_call, read_row, stamp
+from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, as_text, read_rows, stamp
 from agent.journal.wakeup import Wakeup
 from agent.protocol import JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
 
@@ -75,7 +74,7 @@ class Journal:
         self = cls(folder / opening.FILE_NAME, conditions)
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
-            await self._database.read(self._read_head)
+            self._note_head(await self._database.read(_read_head))
         except BaseException:
             await self._database.close()
             raise
@@ -92,6 +91,9 @@ class Journal:
     async def create(folder: Path) -> str:
         """Make a journal for a node that enrols, unless a sound one is there; returns its id.
 
+        Args:
+            folder: The state folder, held by a `StateLock`.
+
         Raises:
             JournalError: It cannot be made.
         """
@@ -102,7 +104,7 @@ class Journal:
             await database.close()
 
     async def close(self) -> None:
-        """Finish what is under way and close the file."""
+        """Finish what was asked for and close the file."""
         await self._database.close()
 
     # --- for what talks to the Supervisor
@@ -120,20 +122,24 @@ class Journal:
             items: As they came, raw JSON values.
             sweep: The sweep that the answer belongs to; None for a poll.
         """
-        listed: set[int] = set()
-        taken = await self._write(lambda connection: intake.take(connection, items, listed, sweep))
-        self._listed |= listed
-        if taken.conflicts:
-            self._conditions.set(
-                "activity_conflict",
-                f"activities {taken.conflicts[:5]} came again with another content; the first one counts",
-                hint="an id must never be used twice; look at the Supervisor's store",
-            )
-        if taken.new or taken.known:
-            self.work_ready.set()
-        if taken.again or taken.invalid:
-            self.report_ready.set()
-        return taken
+        page = intake.Page()
+
+        def announce(taken: Taken) -> None:
+            self._listed |= page.waiting
+            if sweep is not None:
+                sweep.add(page.listed, page.highest)
+            if taken.conflicts:
+                self._conditions.set(
+                    "activity_conflict",
+                    f"activities {taken.conflicts[:5]} came again with another content; the first one counts",
+                    hint="an id must never be used twice; look at the Supervisor's store",
+                )
+            if taken.new or taken.known:
+                self.work_ready.set()
+            if taken.again or taken.invalid:
+                self.report_ready.set()
+
+        return await self._write(lambda connection: intake.take(connection, items, page), announce)
 
     async def end_sweep(self, token: SweepToken, *, last: int) -> list[int]:
         """End a complete sweep: withdraw what it did not list, and, if the journal was lost, set the mark.
@@ -145,12 +151,15 @@ class Journal:
         Returns:
             The ids that were withdrawn.
         """
-        withdrawn = await self._write(lambda connection: intake.end_sweep(connection, token, last))
-        self._show_lost()
-        if withdrawn:
-            self.report_ready.set()
-        self.work_ready.set()
-        return withdrawn
+
+        def announce(withdrawn: list[int]) -> None:
+            self._listed.difference_update(withdrawn)
+            self._show_lost()
+            if withdrawn:
+                self.report_ready.set()
+            self.work_ready.set()
+
+        return await self._write(lambda connection: intake.end_sweep(connection, token, last), announce)
 
     async def check_revision(self, revision: int) -> bool:
         """Compare with the highest revision that the Supervisor ever saw of this node.
@@ -160,12 +169,7 @@ class Journal:
         """
         if revision <= self.revision:
             return False
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE journal SET lost = 1, revision = max(revision, ?)", (revision,))
-
-        await self._write(write)
-        self._show_lost()
+        await self._write(lambda connection: intake.doubt(connection, revision), lambda _: self._show_lost())
         return True
 
     async def outbox(self, limit: int) -> list[Report]:
@@ -190,11 +194,18 @@ class Journal:
     async def next(self, runtime: str) -> Row | None:
         """Return what a lane may begin now: its lowest sequence that was listed since the agent started.
 
-        None while the journal is lost.
+        None while the journal is lost. The row may be uncertain: then it must not be carried out, only finished.
         """
         if self.lost:
             return None
         return await self._first_listed("runtime = ?", runtime)
+
+    async def queue(self, runtime: str) -> list[Row]:
+        """List all that a lane may begin, in its order; empty while the journal is lost."""
+        if self.lost:
+            return []
+        rows = await self._rows("state = 'received' AND runtime = ? ORDER BY sequence", runtime)
+        return [row for row in rows if row.id in self._listed]
 
     async def next_foreign(self, lanes: Collection[str]) -> Row | None:
         """Return an activity that belongs to none of these lanes."""
@@ -204,11 +215,12 @@ class Journal:
     async def _first_listed(self, condition: str, *values: object) -> Row | None:
         statement = f"SELECT id FROM activities WHERE state = 'received' AND {condition} ORDER BY sequence"  # noqa: S608 - constants
 
-        def read(connection: sqlite3.Connection) -> list[int]:
-            return [row["id"] for row in connection.execute(statement, values)]
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            waiting = (row["id"] for row in connection.execute(statement, values))
+            first = next((found for found in waiting if found in self._listed), None)
+            return [] if first is None else read_rows(connection, "id = ?", first)
 
-        listed = next((found for found in await self._database.read(read) if found in self._listed), None)
-        return None if listed is None else await self.get(listed)
+        return next(iter(await self._database.read(read)), None)
 
     async def unfinished(self) -> list[Row]:
         """List what was `started` and not finished: the work of recovery."""
@@ -236,10 +248,11 @@ class Journal:
                 )
             return bool(count)
 
-        begun = await self._write(write)
-        if begun:
-            self.started_written.set()
-        return begun
+        def announce(begun: bool) -> None:  # noqa: FBT001 - what `write` returned
+            if begun:
+                self.started_written.set()
+
+        return await self._write(write, announce)
 
     async def record(
         self,
@@ -252,29 +265,38 @@ class Journal:
         boot_id: str | None,
         detail: Mapping[str, str],
     ) -> None:
-        """Write a call, before it is made; with A and the boot id at the decisive one."""
+        """Write a call, before it is made; with A and the boot id at the decisive one.
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
+        Raises:
+            JournalError: It was not written, or the activity is not `started`: the call must not be made.
+        """
+        text = as_json(detail)
+
+        def write(connection: sqlite3.Connection) -> bool:
+            count = connection.execute(
                 "INSERT INTO calls SELECT id, (SELECT count(*) FROM calls WHERE activity_id = activities.id), ?, ?,"
                 " going_back IS NOT NULL, ?, ?, ?, ?, ? FROM activities WHERE id = ? AND state = 'started'",
-                (call, decisive, running, incarnation, boot_id, json.dumps(dict(detail)), stamp(), activity_id),
-            )
-            if connection.execute("SELECT changes()").fetchone()[0] != 1:
-                msg = f"activity {activity_id} is not started"
-                raise sqlite3.IntegrityError(msg)
+                (call, decisive, running, incarnation, boot_id, text, stamp(), activity_id),
+            ).rowcount
+            return count == 1
 
-        await self._write(write)
+        if not await self._write(write):
+            raise _not_started(activity_id)
 
     async def go_back(self, activity_id: int, *, superseded: bool, reason: Reason, evidence: Mapping[str, Any]) -> None:
-        """Write a reconfigure's decision to go back, before `current` is touched; from then on it only goes back."""
-        content = {"superseded": superseded, "reason": reason.model_dump(), "evidence": dict(evidence)}
-        text = json.dumps(content, default=str)
+        """Write a reconfigure's decision to go back, before `current` is touched; from then on it only goes back.
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE activities SET going_back = ? WHERE id = ?", (text, activity_id))
+        Raises:
+            JournalError: It was not written, or the activity is not `started`: `current` must not be touched.
+        """
+        text = as_json({"superseded": superseded, "reason": reason.model_dump(), "evidence": dict(evidence)})
 
-        await self._write(write)
+        def write(connection: sqlite3.Connection) -> bool:
+            statement = "UPDATE activities SET going_back = ? WHERE id = ? AND state = 'started'"
+            return connection.execute(statement, (text, activity_id)).rowcount == 1
+
+        if not await self._write(write):
+            raise _not_started(activity_id)
 
     async def finish(
         self,
@@ -301,7 +323,7 @@ class Journal:
         Returns:
             False when it was finished already (withdrawn meanwhile); then nothing was written.
         """
-        text = json.dumps(dict(evidence or {}), default=str)
+        text = as_json(evidence or {})
 
         def write(connection: sqlite3.Connection) -> bool:
             count = connection.execute(
@@ -313,9 +335,9 @@ class Journal:
                     status,
                     changed,
                     recovered,
-                    reason and reason.code,
-                    reason and reason.message,
-                    reason and reason.hint,
+                    reason and as_text(reason.code),
+                    reason and as_text(reason.message),
+                    reason and reason.hint and as_text(reason.hint),
                     text,
                     activity_id,
                 ),
@@ -327,10 +349,12 @@ class Journal:
                 )
             return bool(count)
 
-        finished = await self._write(write)
-        if finished:
-            self.report_ready.set()
-        return finished
+        def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
+            self._listed.discard(activity_id)
+            if finished:
+                self.report_ready.set()
+
+        return await self._write(write, announce)
 
     async def know_runtime(self, runtime: str, *, current: str | None) -> None:
         """Meet a runtime: in a journal that never knew it, its current release counts as the committed one."""
@@ -367,7 +391,8 @@ class Journal:
 
     async def recent(self, limit: int) -> list[Row]:
         """List the newest activities, newest first."""
-        return await self._rows("1 ORDER BY sequence DESC LIMIT ?", limit)
+        newest = "SELECT id FROM activities ORDER BY sequence DESC LIMIT ?"
+        return await self._rows(f"id IN ({newest}) ORDER BY sequence DESC", limit)
 
     async def get(self, activity_id: int) -> Row | None:
         """Return one activity."""
@@ -396,33 +421,30 @@ class Journal:
         return await self._write(write)
 
     async def _rows(self, condition: str, *values: object) -> list[Row]:
-        def read(connection: sqlite3.Connection) -> list[Row]:
-            rows = []
-            for record in connection.execute(f"SELECT * FROM activities WHERE {condition}", values).fetchall():  # noqa: S608 - constants
-                statement = "SELECT * FROM calls WHERE activity_id = ? ORDER BY number"
-                calls = tuple(read_call(call) for call in connection.execute(statement, (record["id"],)))
-                rows.append(read_row(record, calls))
-            return rows
+        return await self._database.read(lambda connection: read_rows(connection, condition, *values))
 
-        return await self._database.read(read)
+    async def _write(
+        self, work: Callable[[sqlite3.Connection], T], announce: Callable[[T], None] = lambda _: None
+    ) -> T:
+        """Run `work` in one transaction, and announce it once it is durable, even if nobody waits for it any more."""
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def with_head(connection: sqlite3.Connection) -> T:
-            result = work(connection)
-            self._read_head(connection)
-            return result
+        def committed(written: tuple[T, "_Head"]) -> None:
+            result, head = written
+            self._note_head(head)
+            self._conditions.clear("journal_unwritable")
+            announce(result)
 
         try:
-            result = await self._database.write(with_head)
+            result, _ = await self._database.write(
+                lambda connection: (work(connection), _read_head(connection)), committed
+            )
         except JournalError as error:
             self._conditions.set("journal_unwritable", error.message, hint=error.hint)
             raise
-        self._conditions.clear("journal_unwritable")
         return result
 
-    def _read_head(self, connection: sqlite3.Connection) -> None:
-        head = connection.execute("SELECT revision, cursor, lost FROM journal").fetchone()
-        self.revision, self.cursor, self.lost = head["revision"], head["cursor"], bool(head["lost"])
+    def _note_head(self, head: "_Head") -> None:
+        self.revision, self.cursor, self.lost = head.revision, head.cursor, head.lost
 
     def _show_lost(self) -> None:
         if self.lost:
@@ -433,3 +455,20 @@ class Journal:
             )
         else:
             self._conditions.clear("journal_lost")
+
+
+class _Head(NamedTuple):
+    """What is remembered of the file's one line about itself; only of a committed one."""
+
+    revision: int
+    cursor: int
+    lost: bool
+
+
+def _read_head(connection: sqlite3.Connection) -> _Head:
+    head = connection.execute("SELECT revision, cursor, lost FROM journal").fetchone()
+    return _Head(head["revision"], head["cursor"], bool(head["lost"]))
+
+
+def _not_started(activity_id: int) -> JournalError:
+    return JournalError(f"cannot journal a step: activity {activity_id} is not started")

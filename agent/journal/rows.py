@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from agent.errors import JournalError
 from agent.protocol import Activity, Reason, Report, ReportOutcome, ReportStatus
 
 
@@ -109,6 +110,11 @@ class SweepToken:
     listed: set[int] = field(default_factory=set)
     highest: int = 0
 
+    def add(self, listed: set[int], highest: int) -> None:
+        """Count an answer that was journaled."""
+        self.listed |= listed
+        self.highest = max(self.highest, highest)
+
 
 @dataclass(slots=True)
 class Taken:
@@ -131,11 +137,21 @@ def stamp(moment: datetime | None = None) -> str:
     return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def as_text(text: str) -> str:
+    """Replace what is not a character (a lone surrogate), which neither SQLite nor JSON on the wire can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Write what was seen as JSON that can be stored and sent; what JSON does not know is written as its text."""
+    return as_text(json.dumps(content, default=str, ensure_ascii=False))
+
+
 def _moment(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def read_call(record: sqlite3.Row) -> JournaledCall:
+def _read_call(record: sqlite3.Row) -> JournaledCall:
     """Read one line of the table `calls`."""
     return JournaledCall(
         call=record["call"],
@@ -160,7 +176,7 @@ def _read_going_back(text: str | None) -> GoingBack | None:
     )
 
 
-def read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
+def _read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
     """Read one line of the table `activities`."""
     reason = None
     if record["code"] is not None:
@@ -189,3 +205,21 @@ def read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
         going_back=_read_going_back(record["going_back"]),
         calls=calls,
     )
+
+
+def read_rows(connection: sqlite3.Connection, condition: str, *values: object) -> list[Row]:
+    """Read the lines of the table `activities` that a condition selects, with their calls.
+
+    Raises:
+        JournalError: One of them cannot be what was written.
+    """
+    rows = []
+    for record in connection.execute(f"SELECT * FROM activities WHERE {condition}", values).fetchall():  # noqa: S608 - constants
+        statement = "SELECT * FROM calls WHERE activity_id = ? ORDER BY number"
+        try:
+            calls = tuple(_read_call(call) for call in connection.execute(statement, (record["id"],)))
+            rows.append(_read_row(record, calls))
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"cannot read activity {record['id']} in the journal: {type(error).__name__}"
+            raise JournalError(msg, hint="the file is damaged; restart the agent, which begins a new one") from error
+    return rows

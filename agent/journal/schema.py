@@ -23,7 +23,6 @@ MIGRATIONS: tuple[str, ...] = (
         runtime     TEXT    NOT NULL,
         action      TEXT    NOT NULL,
         digest      TEXT    NOT NULL,     -- of its content: the same id with another one is not taken in
-        body        TEXT,                 -- as JSON, while it is not finished; may hold secrets
         author_id   INTEGER,
         created_at  TEXT,
         state       TEXT    NOT NULL CHECK (state IN ('received', 'started', 'finished', 'reported')),
@@ -40,7 +39,8 @@ MIGRATIONS: tuple[str, ...] = (
         message     TEXT,
         hint        TEXT,
         evidence    TEXT    NOT NULL DEFAULT '{}',
-        outcome     TEXT
+        outcome     TEXT,
+        body        TEXT                  -- as JSON, while it is not finished; may hold secrets; last, for it is long
     ) STRICT;
     CREATE INDEX activities_by_lane ON activities (state, runtime, sequence);
     CREATE TABLE calls (
@@ -74,3 +74,22 @@ def migrate(connection: sqlite3.Connection) -> None:
             f"BEGIN IMMEDIATE; {script}"
             f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
         )
+
+
+def columns(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """List table, column and type of all tables of a file."""
+    statement = (
+        "SELECT t.name, c.name, c.type FROM sqlite_schema AS t, pragma_table_info(t.name) AS c WHERE t.type = 'table'"
+    )
+    return {(table, column, kind) for table, column, kind in connection.execute(statement)}
+
+
+def expected_columns(version: int) -> set[tuple[str, str, str]]:
+    """List what a file of a version has at least."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        for script in MIGRATIONS[:version]:
+            connection.executescript(script)
+        return columns(connection)
+    finally:
+        connection.close()
