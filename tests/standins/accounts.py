@@ -13,7 +13,7 @@ ROOT_ID = 0
 
 
 class NoRootCredentialsError(Exception):
-    """There is no root user yet, and only one half of its credentials was given."""
+    """There is no root user yet, and its credentials are not a pair; the text is Iggy's."""
 
 
 class Accounts:
@@ -96,8 +96,12 @@ class Accounts:
 
     def _create(self, environ: Mapping[str, str]) -> dict[str, Any]:
         username, password = environ.get("IGGY_ROOT_USERNAME"), environ.get("IGGY_ROOT_PASSWORD")
-        if (username is None) != (password is None) or username == "" or password == "":
-            raise NoRootCredentialsError
+        if (username is None) != (password is None):
+            msg = "When providing the custom root user credentials, both username and password must be set."
+            raise NoRootCredentialsError(msg)
+        if "" in {username, password}:
+            msg = "Root user credentials are not set."
+            raise NoRootCredentialsError(msg)
         if password is None:
             password = self.generated_password = secrets.token_urlsafe(16)
         state = {"username": username or "iggy", "password": password, "personal_tokens": {}, "streams": []}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -24,16 +25,29 @@ class Stop:
     def __init__(self, faults: Faults, note: Callable[[str], None]) -> None:
         self._faults = faults
         self._note = note
-        self._asked = threading.Event()
+        self._asked = False
+        self._woken, self._wake = os.pipe()
 
     def listen(self, signals: Iterable[signal.Signals]) -> None:
-        """Take over these signals; until then they end the process."""
+        """Take over these signals; until then they end the process.
+
+        A signal may reach any thread, which alone would not end the wait of the main one: so each writes to a pipe.
+        """
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake)
         for one in signals:
             signal.signal(one, self._take)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until a stop is asked for, at most for so many seconds; tell whether it was."""
-        return self._asked.wait(seconds)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._asked:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            if select.select([self._woken], [], [], left)[0]:
+                os.read(self._woken, 64)
+        return True
 
     def drain(self, usual: float) -> None:
         """Take the usual time in seconds, or that of the fault `slow_drain`, to drain."""
@@ -43,10 +57,10 @@ class Stop:
     def _take(self, number: int, _frame: object) -> None:
         if self._faults.on("ignore_sigterm"):
             self._note(f"stand-in: ignoring {signal.Signals(number).name}")
-        elif self._asked.is_set():
+        elif self._asked:
             self._note("stand-in: a second signal is ignored; already shutting down")
         else:
-            self._asked.set()
+            self._asked = True
 
 
 def default_signals() -> None:

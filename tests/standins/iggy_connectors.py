@@ -113,7 +113,6 @@ class Runtime:
         self._console.info("", "iggy_connectors", "All sources and sinks spawned.")
         acceptor = self._open(config, connectors)
         link.keep()
-        self._stop.listen(_STOP_SIGNALS)
         ending.leave_later(self._faults, functools.partial(self._console.error, "", "iggy_connectors"))
         self._stop.wait()
         return self._shut_down(acceptor, link)
@@ -153,12 +152,14 @@ class Runtime:
     def _open(self, config: Table, connectors: list[Connector]) -> listening.Acceptor | None:
         address = config["http"]["address"]
         if not config["http"]["enabled"] or self._faults.on("never_ready"):
+            self._stop.listen(_STOP_SIGNALS)
             return None
         try:
             bound = listening.bind(address)
         except (listening.BadAddressError, OSError) as error:
             msg = f"Failed to bind to HTTP address {address}"
             raise PanicError(msg) from error
+        self._stop.listen(_STOP_SIGNALS)  # before an answer can make a caller send one
         api = ConnectorsApi(self._generation, self._faults, config["http"]["api_key"], connectors, self._restart)
         acceptor = listening.Acceptor(bound, functools.partial(listening.serve_http, handler=api.answer))
         text = f"Started iggy-connectors HTTP API on: {listening.address_of(bound)}"

@@ -145,11 +145,10 @@ class Server:
         try:
             accounts = Accounts(path, self._environ, config["http"]["jwt"]["encoding_secret"])
         except NoRootCredentialsError as error:
-            panic("main", "Root user credentials are not set.")
+            panic("main", str(error))
             raise FailedStartError(101) from error
         if accounts.generated_password is not None:
-            text = f"Using the generated root user password: {accounts.generated_password}"
-            self._console.info("main", "server::bootstrap", text)
+            print(f"Generated root user password: {accounts.generated_password}", flush=True)
         return accounts
 
     def _start_slowly(self) -> bool:

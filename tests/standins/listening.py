@@ -81,7 +81,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Stop accepting and cut the connections."""
-        for one in [self._listener, *self._open]:
+        for one in [self._listener, *tuple(self._open)]:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         self._listener.close()

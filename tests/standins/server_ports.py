@@ -84,7 +84,7 @@ class Ports:
     def _bind(self, transport: str, kind: socket.SocketKind) -> socket.socket:
         address = self._config[transport]["address"]
         try:
-            bound = listening.bind(address, kind=kind, shared=self._generation.legacy and transport != "quic")
+            bound = listening.bind(address, kind=kind, shared=self._generation.legacy)
         except (listening.BadAddressError, OSError) as error:
             self.close_after(transport, address, error)
         self._sockets.append(bound)

@@ -1,0 +1,1 @@
+"""What the agent relies on of Iggy's two programs, proven on the stand-ins and, with `--run-real`, on real binaries."""
