@@ -214,7 +214,9 @@ class Daemon:
         """Run every loop until a signal, then end them in order."""
         standing, conditions, pace = self._standing, self._conditions, Pace()
         reporter = Reporter(client, journal, standing=standing, conditions=conditions)
-        receiver = Receiver(client, journal, standing=standing, pace=pace, swept=reporter.try_refused)
+        receiver = Receiver(
+            client, journal, standing=standing, conditions=conditions, pace=pace, swept=reporter.try_refused
+        )
         heartbeat = Heartbeat(
             client,
             journal,
