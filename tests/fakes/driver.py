@@ -82,7 +82,7 @@ class SimulatedDriver:
         if before.running:
             return Outcome(before)
         await self._call(record, Step(Call.START, decisive=True, before=before, boot_id=self.boot_id))
-        self.world.begin(self.config())
+        self.world.begin(await asyncio.to_thread(self.config))
         return Outcome(before, (Call.START,))
 
     async def stop(self, record: Recorder) -> Outcome:
