@@ -92,8 +92,10 @@ class AgentApi:
         while not (items := await self._items(node, after, limit)):
             if self._fleet.stopping or (seconds := deadline - loop.time()) <= 0:
                 break
-            await node.changed(seconds)
+            changed = await node.changed(seconds)
             node.check(instance)
+            if not changed:
+                break
         body = b'{"items":[%b],"last":%d,"revision":%d}' % (b",".join(items), node.last_sequence, node.revision)
         return web.Response(body=body, content_type="application/json")
 

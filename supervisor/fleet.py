@@ -46,7 +46,7 @@ class Node:
     open: dict[int, Dispatched] = field(default_factory=dict)
     """What is processing, by sequence; in the order of the sequences, for that is how they are given out."""
     beat: Beat | None = None
-    held: list[asyncio.Future[None]] = field(default_factory=list)
+    held: list[asyncio.Future[bool]] = field(default_factory=list)
 
     def after(self, sequence: int) -> Iterator[Dispatched]:
         """Yield what is processing above a sequence, in order."""
@@ -58,19 +58,19 @@ class Node:
         held, self.held = self.held, []
         for poll in held:
             if not poll.done():
-                poll.set_result(None)
+                poll.set_result(True)
 
-    async def changed(self, seconds: float) -> None:
-        """Wait until something happened to this node, at most so long."""
-        poll = asyncio.get_running_loop().create_future()
+    async def changed(self, seconds: float) -> bool:
+        """Wait until something happened to this node, at most so long; tell whether it did."""
+        poll: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.held.append(poll)
         if len(self.held) > MAX_POLLS and not (oldest := self.held.pop(0)).done():
-            oldest.set_result(None)
+            oldest.set_result(False)
         try:
             async with asyncio.timeout(seconds):
-                await poll
+                return await poll
         except TimeoutError:
-            pass  # nothing happened: the caller sees so
+            return False
         finally:
             with contextlib.suppress(ValueError):  # whoever woke it has taken it off the list
                 self.held.remove(poll)

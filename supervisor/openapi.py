@@ -12,6 +12,7 @@ from supervisor.problems import Code, status_of
 from supervisor.routes import Parameter, Route
 from supervisor.schema import ProblemAnswer
 
+VERSION = version("iggy-node-agent")
 PATH = "/openapi/supervisor.json"
 ALWAYS = (Code.INTERNAL_ERROR, Code.STORE_UNAVAILABLE, Code.OVERLOADED)
 """What can go wrong with every call."""
@@ -36,7 +37,7 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Iggy Supervisor",
-            "version": version("iggy-node-agent"),
+            "version": VERSION,
             "description": "The public Activities API of a reference Supervisor, and the agent protocol, version 1.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

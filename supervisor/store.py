@@ -112,8 +112,9 @@ class Store:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._read_thread, self._reader.close)
         await loop.run_in_executor(self._write_thread, self._writer.close)
-        self._read_thread.shutdown()
-        self._write_thread.shutdown()
+        # Both have nothing left to do; waiting for them to end would block the loop.
+        self._read_thread.shutdown(wait=False)
+        self._write_thread.shutdown(wait=False)
 
     async def _commit_all(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,1 @@
+"""Tests of the reference Supervisor: real HTTP against the running application, and the real process."""
