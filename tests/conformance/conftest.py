@@ -15,11 +15,12 @@ PLUGINS = ("libiggy_connector_random_source.so", "libiggy_connector_stdout_sink.
 
 
 @pytest.fixture(
+    scope="session",
     params=[
         pytest.param("stand-in 0.8", id="standin-0.8"),
         pytest.param("stand-in 0.9", id="standin-0.9"),
         pytest.param("real", id="real", marks=pytest.mark.real),
-    ]
+    ],
 )
 def programs(request: pytest.FixtureRequest) -> Programs:
     """The programs under test; real ones without `--run-real` are skipped, missing ones fail."""
@@ -31,7 +32,7 @@ def programs(request: pytest.FixtureRequest) -> Programs:
         pytest.skip("runs real binaries: pytest --run-real -m real")
     server, connectors = find("iggy-server", "IGGY_SERVER"), find("iggy-connectors", "IGGY_CONNECTORS")
     version = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
-    return Programs([server], [connectors], {}, legacy=version.startswith("0.8."))
+    return Programs([server], [connectors], {}, legacy=version.startswith("0.8."), settling=0.3)
 
 
 def find(name: str, variable: str) -> str:
@@ -54,6 +55,17 @@ def plugins(programs: Programs) -> None:
         pytest.fail(f"cannot run real connectors: {', '.join(missing)} must lie beside {programs.connectors[0]}")
 
 
+@pytest.fixture(scope="module")
+def iggy(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that is ready, for all tests of a module that do not stop it."""
+    started: list[Run] = []
+    server = Server(programs, tmp_path_factory.mktemp("shared") / "iggy", started)
+    server.started()
+    yield server
+    for run in started:
+        run.end()
+
+
 @pytest.fixture
 def runs() -> Iterator[list[Run]]:
     """All processes of a test, ended after it."""
@@ -65,10 +77,17 @@ def runs() -> Iterator[list[Run]]:
 
 @pytest.fixture
 def server(programs: Programs, tmp_path: Path, runs: list[Run]) -> Server:
+    """A server of the test's own, not started yet."""
     return Server(programs, tmp_path / "iggy", runs)
 
 
 @pytest.fixture
-def connectors(programs: Programs, tmp_path: Path, runs: list[Run], server: Server) -> Connectors:
-    """A connectors runtime for the server, of which none is started yet."""
+def connectors(programs: Programs, tmp_path: Path, runs: list[Run], iggy: Server) -> Connectors:
+    """A connectors runtime of the shared server, not started yet."""
+    return Connectors(programs, tmp_path / "connectors-runtime", iggy.ports["tcp"], runs)
+
+
+@pytest.fixture
+def connectors_of_server(programs: Programs, tmp_path: Path, runs: list[Run], server: Server) -> Connectors:
+    """A connectors runtime of the test's own server; neither is started yet."""
     return Connectors(programs, tmp_path / "connectors-runtime", server.ports["tcp"], runs)

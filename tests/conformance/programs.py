@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 PATIENCE = 20.0
 """Seconds within which everything that is waited for has to happen; the programs need a fraction of one."""
-
-SETTLED = 0.3
-"""Seconds that a server has to answer before it counts as settled: 0.8 answers before all of its shards are up."""
 
 USERNAME, PASSWORD = "iggy", "a-password"
 TRANSPORTS = ("http", "tcp", "quic", "websocket")
@@ -35,12 +33,15 @@ class Programs:
         connectors: the argv prefix of iggy-connectors.
         environment: what both need in their environment.
         legacy: whether the server is of 0.8, the generation before the rewrite.
+        settling: for how many seconds a server has to answer before it is used: real ones answer before all of their
+            shards are up, and 0.8 can then end with 1 when it is stopped.
     """
 
     server: list[str]
     connectors: list[str]
     environment: Mapping[str, str]
     legacy: bool
+    settling: float = 0
 
 
 class Answer(NamedTuple):
@@ -84,11 +85,27 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@contextmanager
+def taken(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[None]:
+    """Hold a port, as another program that has it would."""
+    with socket.socket(type=kind) as other:
+        other.bind(("127.0.0.1", port))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        yield
+
+
 def ask(
-    port: int, path: str, *, method: str = "GET", body: Any = None, headers: Mapping[str, str] | None = None
+    port: int,
+    path: str,
+    *,
+    method: str = "GET",
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
 ) -> Answer:
-    """Send one HTTP request; a body goes as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    """Send one HTTP request; a body goes as JSON, the timeout is in seconds."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         content = None if body is None else json.dumps(body)
         kind = {} if body is None else {"content-type": "application/json"}
@@ -209,9 +226,9 @@ class Server:
         """Wait until a run answers, and has for a while."""
         until(lambda: self.answers() or not run.alive, f"a pong from {run.log} {run.errors}")
         since = time.monotonic()
-        while time.monotonic() - since < SETTLED:
-            assert run.alive, f"ended while starting: {run.log} {run.errors}"
+        while time.monotonic() - since < self.programs.settling:
             assert self.answers()
+        assert run.alive, f"ended while starting: {run.log} {run.errors}"
         return run
 
     def started(self, *arguments: str, without: tuple[str, ...] = (), **environment: str) -> Run:

@@ -7,56 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conformance.programs import Connectors, Server, ask, until
+from tests.conformance.samples import SINK, SOURCE
 
 SECOND = 1_000_000
-SOURCE = """\
-type = "source"
-key = "random"
-enabled = true
-version = 0
-name = "Random source"
-path = "libiggy_connector_random_source"
-plugin_config_format = "json"
-
-[[streams]]
-stream = "orders"
-topic = "placed"
-schema = "json"
-batch_length = 100
-linger_time = "5ms"
-
-[plugin_config]
-interval = "50ms"
-max_count = 100000
-messages_range = [1, 5]
-payload_size = 50
-"""
-SINK = """\
-type = "sink"
-key = "stdout"
-enabled = true
-version = 0
-name = "Stdout sink"
-path = "libiggy_connector_stdout_sink"
-
-[[streams]]
-stream = "orders"
-topics = ["placed"]
-schema = "json"
-batch_length = 100
-poll_interval = "5ms"
-consumer_group = "stdout"
-
-[plugin_config]
-print_payload = false
-"""
-
-
-@pytest.fixture(autouse=True)
-def iggy(server: Server) -> Server:
-    """A server that is ready."""
-    server.started()
-    return server
 
 
 def write(connectors: Connectors, **files: str) -> Path:
@@ -143,11 +96,11 @@ def test_a_connector_in_error_leaves_the_runtime_healthy_and_cannot_be_restarted
 
 @pytest.mark.usefixtures("plugins")
 def test_a_sink_without_its_stream(connectors: Connectors) -> None:
-    write(connectors, sink=SINK)
+    write(connectors, sink=SINK.replace("orders", "unborn"))
     run = connectors.start()
     if connectors.programs.legacy:
         assert run.wait() == 1
-        assert run.errors == 'Error: IggyError(StreamNameNotFound("orders"))\n'
+        assert run.errors == 'Error: IggyError(StreamNameNotFound("unborn"))\n'
     else:
         connectors.ready(run)
         assert connector(connectors, "stdout")["status"] == "error"
@@ -170,14 +123,15 @@ def test_the_environment_overrides_a_connector(connectors: Connectors) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_running_source_goes_on_after_iggy_was_away(connectors: Connectors, server: Server) -> None:
-    write(connectors, source=SOURCE)
-    connectors.started()
-    until(lambda: connector(connectors, "random")["messages_sent"] > 0, "messages")
+def test_a_running_source_goes_on_after_iggy_was_away(connectors_of_server: Connectors, server: Server) -> None:
+    server.started()
+    write(connectors_of_server, source=SOURCE)
+    connectors_of_server.started()
+    until(lambda: connector(connectors_of_server, "random")["messages_sent"] > 0, "messages")
     server.restarted()
-    sent = connector(connectors, "random")["messages_sent"]
-    until(lambda: connector(connectors, "random")["messages_sent"] > sent, "more messages")
-    assert connector(connectors, "random")["status"] == "running"
+    sent = connector(connectors_of_server, "random")["messages_sent"]
+    until(lambda: connector(connectors_of_server, "random")["messages_sent"] > sent, "more messages")
+    assert connector(connectors_of_server, "random")["status"] == "running"
 
 
 def test_a_broken_connector_file_ends_it(connectors: Connectors) -> None:

@@ -5,19 +5,18 @@ import time
 
 import pytest
 
-from tests.conformance.programs import PASSWORD, Server, ask
+from tests.conformance.programs import PASSWORD, Programs, Server, ask
 
 SECOND = 1_000_000
 
 
 @pytest.fixture
-def legacy(server: Server) -> bool:
-    return server.programs.legacy
+def legacy(programs: Programs) -> bool:
+    return programs.legacy
 
 
-def test_the_index_and_the_metrics_without_a_token(server: Server, legacy: bool) -> None:
-    server.started()
-    index, metrics = ask(server.http, "/"), ask(server.http, "/metrics")
+def test_the_index_and_the_metrics_without_a_token(iggy: Server, legacy: bool) -> None:
+    index, metrics = ask(iggy.http, "/"), ask(iggy.http, "/metrics")
     if legacy:
         assert index == (200, "text/plain; charset=utf-8", "Iggy API")
         assert metrics.status == 200
@@ -28,9 +27,8 @@ def test_the_index_and_the_metrics_without_a_token(server: Server, legacy: bool)
 
 
 @pytest.mark.parametrize("token", [None, "nonsense"])
-def test_the_stats_need_a_token(server: Server, legacy: bool, token: str | None) -> None:
-    server.started()
-    answer = ask(server.http, "/stats", headers={} if token is None else {"authorization": f"Bearer {token}"})
+def test_the_stats_need_a_token(iggy: Server, legacy: bool, token: str | None) -> None:
+    answer = ask(iggy.http, "/stats", headers={} if token is None else {"authorization": f"Bearer {token}"})
     assert answer.status == 401
     if legacy:
         assert answer.body == ""
@@ -38,28 +36,24 @@ def test_the_stats_need_a_token(server: Server, legacy: bool, token: str | None)
         assert answer.json()["code"] == ("access_token_missing" if token is None else "unauthenticated")
 
 
-def test_ping_takes_get_only(server: Server) -> None:
-    server.started()
-    assert ask(server.http, "/ping", method="POST").status == 405
+def test_ping_takes_get_only(iggy: Server) -> None:
+    assert ask(iggy.http, "/ping", method="POST").status == 405
 
 
-def test_a_path_that_does_not_exist(server: Server) -> None:
-    server.started()
-    assert ask(server.http, "/nonsense", headers=server.sign_in()).status == 404
+def test_a_path_that_does_not_exist(iggy: Server) -> None:
+    assert ask(iggy.http, "/nonsense", headers=iggy.sign_in()).status == 404
 
 
-def test_a_wrong_password_is_refused(server: Server) -> None:
-    server.started()
+def test_a_wrong_password_is_refused(iggy: Server) -> None:
     body = {"username": "iggy", "password": "wrong"}
-    answer = ask(server.http, "/users/login", method="POST", body=body)
+    answer = ask(iggy.http, "/users/login", method="POST", body=body)
     assert answer.status == 400
     assert answer.json() == {"id": 42, "code": "invalid_credentials", "reason": "Invalid credentials", "field": None}
 
 
-def test_a_login_gives_a_token_with_its_expiry(server: Server) -> None:
-    server.started()
+def test_a_login_gives_a_token_with_its_expiry(iggy: Server) -> None:
     body = {"username": "iggy", "password": PASSWORD}
-    answer = ask(server.http, "/users/login", method="POST", body=body).json()
+    answer = ask(iggy.http, "/users/login", method="POST", body=body).json()
     assert answer["user_id"] == 0
     assert answer["access_token"]["expiry"] > time.time()
 
@@ -75,9 +69,8 @@ def test_the_stats_identify_the_process_and_its_start(server: Server, legacy: bo
     assert stats["iggy_server_semver"] // 1000 == (8 if legacy else 9)
 
 
-def test_sizes_in_the_stats_are_strings_with_a_unit(server: Server) -> None:
-    server.started()
-    stats = ask(server.http, "/stats", headers=server.sign_in()).json()
+def test_sizes_in_the_stats_are_strings_with_a_unit(iggy: Server) -> None:
+    stats = ask(iggy.http, "/stats", headers=iggy.sign_in()).json()
     for name in ("memory_usage", "total_memory", "available_memory", "messages_size_bytes", "free_disk_space"):
         assert re.fullmatch(r"[\d.]+ [KMGT]?i?B", stats[name]), name
 

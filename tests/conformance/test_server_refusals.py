@@ -1,27 +1,16 @@
 """What iggy-server refuses to start with, how it says so, and the exit codes that are not what one would expect."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from tests.conformance.programs import Programs, Server, is_open, until
+from tests.conformance.programs import Programs, Server, is_open, taken, until
 
 CASES = {
     "not TOML": "[http\nenabled = true",
     "a wrong type": '[http]\nenabled = "perhaps"',
     "a size that is none": '[system.memory_pool]\nsize = "lots"',
 }
-
-
-@contextmanager
-def taken(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[None]:
-    with socket.socket(type=kind) as other:
-        other.bind(("127.0.0.1", port))
-        if kind == socket.SOCK_STREAM:
-            other.listen()
-        yield
 
 
 def error(programs: Programs, word: str) -> str:
