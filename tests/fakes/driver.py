@@ -24,10 +24,15 @@ class World:
     runs_with: str | None = None
     exit_code: int | None = None
     ready: bool = True
+    never_ready_with: set[str | None] = field(default_factory=set)
     starts_fail: bool = False
     unavailable: bool = False
     missing: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.running is not None and self.ready and self.runs_with not in self.never_ready_with
 
     def begin(self, config: str | None = None) -> None:
         self.began += 1

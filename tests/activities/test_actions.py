@@ -1,0 +1,244 @@
+"""The four actions through their lane: effect, verdict and evidence."""
+
+from agent.protocol import ReasonCode, ReportStatus
+from tests.activities.conftest import Bench, make_config, until
+
+
+async def test_a_start_brings_a_stopped_runtime_up(bench: Bench) -> None:
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("start"))
+    assert (row.status, row.changed, row.recovered) == (ReportStatus.COMPLETED, True, False)
+    assert row.evidence["before"]["state"] == "stopped"
+    assert row.evidence["after"] == {"state": "running", "incarnation": "run-1", "pid": 1001}
+    assert row.evidence["calls"] == ["start"]
+    assert bench.world.began == 1
+
+
+async def test_a_start_of_what_is_ready_changes_nothing(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("start"))
+    assert (row.status, row.changed, bench.world.began) == (ReportStatus.COMPLETED, False, 1)
+    assert row.calls == ()
+
+
+async def test_a_start_of_what_runs_and_never_gets_ready_is_not_ready(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("start"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.NOT_READY
+    assert "it says no" in row.reason.message
+    assert row.evidence["log_tail"] == ["last words of run-1"]
+
+
+async def test_a_stop_reports_the_exit_code_and_that_nothing_had_to_be_killed(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert (row.status, row.changed) == (ReportStatus.COMPLETED, True)
+    assert (row.evidence["exit_code"], row.evidence["killed"]) == (0, False)
+    assert row.evidence["after"]["state"] == "stopped"
+
+
+async def test_a_stop_of_what_is_down_changes_nothing(bench: Bench) -> None:
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert (row.status, row.changed, bench.world.ended) == (ReportStatus.COMPLETED, False, 0)
+    assert "exit_code" not in row.evidence
+
+
+async def test_a_restart_ends_one_run_and_begins_one(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert (row.status, row.changed) == (ReportStatus.COMPLETED, True)
+    assert (bench.world.began, bench.world.ended) == (2, 1)
+    assert row.evidence["before"]["incarnation"] == "run-1"
+    assert row.evidence["after"]["incarnation"] == "run-2"
+
+
+async def test_a_restart_of_what_is_down_starts_it(bench: Bench) -> None:
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert (row.status, bench.world.began, bench.world.ended) == (ReportStatus.COMPLETED, 1, 0)
+
+
+async def test_a_run_that_ends_while_starting_is_start_failed_with_what_it_logged(bench: Bench) -> None:
+    bench.world.starts_fail = True
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.START_FAILED
+    assert row.evidence["log_tail"] == ["last words of run-1"]
+    assert row.evidence["after"]["exit_code"] == 1
+
+
+async def test_a_driver_that_is_away_is_said_so(bench: Bench) -> None:
+    bench.world.unavailable = True
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert (row.reason.code, row.reason.hint) == (ReasonCode.DRIVER_UNAVAILABLE, "start it")
+    assert row.evidence["after"]["unreadable"].startswith("cannot look")
+
+
+async def test_an_action_ends_with_its_time(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    bench.action_timeout = 0.1
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.TIMEOUT
+    assert bench.world.began == 2
+
+
+async def test_a_fault_of_the_agent_is_reported_and_ends_no_lane(bench: Bench) -> None:
+    async def fail(_call: object) -> None:
+        msg = "a bug"
+        raise ZeroDivisionError(msg)
+
+    bench.driver.before_call = fail
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("start"))
+    assert row.reason is not None
+    assert (row.reason.code, "ZeroDivisionError" in row.reason.message) == (ReasonCode.INTERNAL, True)
+    bench.driver.before_call = None
+    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+
+
+async def test_a_reconfigure_restarts_with_the_config_and_commits_it(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    config = make_config(7)
+    row = await bench.finished(await bench.dispatch("reconfigure:7", config=config))
+    assert (row.status, row.changed) == (ReportStatus.COMPLETED, True)
+    assert row.evidence["attempted"] == {"config_id": 7, "version": 1, "sha256": config["sha256"]}
+    assert (row.evidence["outcome"], row.evidence["committed"]) == ("applied", True)
+    assert row.evidence["running"]["config_sha256"] == config["sha256"]
+    assert bench.world.runs_with == config["sha256"]
+    assert await bench.journal.committed("iggy") == "7-1"
+
+
+async def test_a_reconfigure_with_what_runs_already_changes_nothing(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:7", config=make_config(7)))
+    row = await bench.finished(await bench.dispatch("reconfigure:7", config=make_config(7)))
+    assert (row.status, row.changed, bench.world.began) == (ReportStatus.COMPLETED, False, 2)
+
+
+async def test_a_stopped_runtime_only_gets_the_config_and_commits_it_when_it_was_seen_ready(bench: Bench) -> None:
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("reconfigure:7", config=make_config(7)))
+    assert (row.status, row.evidence["outcome"], row.evidence["committed"]) == ("completed", "applied", False)
+    assert (bench.world.began, await bench.journal.committed("iggy")) == (0, None)
+    await bench.finished(await bench.dispatch("start"))
+    assert await bench.journal.committed("iggy") == "7-1"
+
+
+async def test_a_config_that_does_not_get_ready_is_rolled_back(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:7", config=make_config(7)))
+
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.ROLLED_BACK
+    assert row.evidence["cause"]["code"] == ReasonCode.NOT_READY
+    assert (row.evidence["attempted"]["config_id"], row.evidence["outcome"]) == (8, "rolled_back")
+    assert row.evidence["running"]["current"]["config_id"] == 7
+    assert row.evidence["log_tail"] == ["last words of run-3"]
+    assert await bench.journal.committed("iggy") == "7-1"
+    assert bench.world.runs_with == make_config(7)["sha256"]
+
+
+async def test_the_first_config_is_rolled_back_to_none(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.evidence["outcome"] == "rolled_back"
+    assert row.evidence["running"]["current"] is None
+    assert bench.world.runs_with is None
+
+
+async def test_a_rollback_that_fails_says_both_causes(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    bench.world.ready = False
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.ROLLBACK_FAILED
+    assert row.evidence["outcome"] == "rollback_failed"
+    assert row.evidence["cause"]["code"] == ReasonCode.NOT_READY
+    assert row.evidence["rollback"]["reason"]["code"] == ReasonCode.NOT_READY
+    assert await bench.current() is None
+
+
+async def test_a_config_that_breaks_a_rule_touches_nothing(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    config = make_config(9, LD_PRELOAD="evil.so")
+    row = await bench.finished(await bench.dispatch("reconfigure:9", config=config))
+    assert row.reason is not None
+    assert (row.reason.code, row.started_at, row.changed) == (ReasonCode.CONFIG_INVALID, None, False)
+    assert row.evidence["outcome"] == "not_applied"
+    assert row.evidence["running"]["state"] == "running"
+    assert (bench.world.began, await bench.current()) == (1, None)
+
+
+async def test_a_reconfigure_needs_the_config_that_it_names(bench: Bench) -> None:
+    await bench.run()
+    missing = await bench.finished(await bench.dispatch("reconfigure:9"))
+    other = await bench.finished(await bench.dispatch("reconfigure:9", config=make_config(10)))
+    wrong = await bench.finished(
+        await bench.dispatch(
+            "reconfigure:9", config={**make_config(9), "sha256": "0" * 64}, created_at="2026-11-24T10:00:01Z"
+        )
+    )
+    assert [row.reason and row.reason.code for row in (missing, other, wrong)] == [
+        ReasonCode.CONFIG_MISSING,
+        ReasonCode.CONFIG_INVALID,
+        ReasonCode.CONFIG_CHECKSUM,
+    ]
+
+
+async def test_a_reconfigure_of_what_is_not_there_is_not_found(bench: Bench) -> None:
+    bench.world.missing = True
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("reconfigure:9", config=make_config(9)))
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["outcome"]) == (ReasonCode.NOT_FOUND, "not_applied")
+    assert await bench.current() is None
+
+
+async def test_a_rollback_is_not_interrupted_by_the_time_of_the_action(bench: Bench) -> None:
+    bench.world.begin()
+    bench.action_timeout = 0.25
+    await bench.run()
+
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.evidence["outcome"] == "rolled_back"
+    assert row.evidence["cause"]["code"] == ReasonCode.TIMEOUT
+
+
+async def test_a_current_action_is_shown_while_it_runs(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+    activity_id = await bench.dispatch("restart")
+    lanes = bench.lanes
+    assert lanes is not None
+
+    async def shown() -> bool:
+        return lanes.current(bench.make_runtime().name) == activity_id
+
+    await until(shown, what="the lane shows its activity")
+    bench.world.ready = True
+    await bench.finished(activity_id)
