@@ -9,12 +9,11 @@ from pathlib import Path
 
 from tests import standins
 
-COUNTED = """\
-read -r _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ ticks _ < /proc/$$/stat
-printf '{"event": "start", "program": "%s", "pid": %d, "start_ticks": %d}\\n' "$1" $$ "$ticks" >> "$STANDIN_STARTS_FILE"
-shift
-exec "$@"
-"""
+COUNTED = (
+    f"read -r {'_ ' * 21}ticks _ < /proc/$$/stat; "
+    """printf '{"event": "start", "program": "%s", "pid": %d, "start_ticks": %d}\\n' "$1" $$ "$ticks" """
+    '>> "$STANDIN_STARTS_FILE"; shift; exec "$@"'
+)
 """Counts the runs of a real program from outside the agent, as the stand-ins do by themselves; exec keeps the pid."""
 
 
