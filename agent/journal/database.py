@@ -114,7 +114,7 @@ class Database:
         def translated() -> T:
             try:
                 return work()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 msg = f"cannot use the journal {self.path}: {error}"
                 raise JournalError(msg, hint="look at the disk: is it full, read-only or failing?") from error
             except OSError as error:

@@ -91,6 +91,8 @@ def find_damage(path: Path, journal_id: str | None) -> str | None:
             return _inspect(connection, path, journal_id)
         finally:
             connection.close()
+    except UnicodeDecodeError:
+        return "a text in it cannot be decoded"
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", None)  # none: a text that is not UTF-8, which Python finds
         if code is None or code & 0xFF in _DAMAGE:

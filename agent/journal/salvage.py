@@ -41,7 +41,7 @@ def _readable(damaged: Path) -> Iterator[tuple[Any, ...]]:
                 yield from map(tuple, source.execute(statement))
             finally:
                 source.close()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             log.warning("journal.salvage_ended", file=str(damaged), order=order, cause=str(error))
 
 

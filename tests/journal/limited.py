@@ -1,0 +1,59 @@
+"""An agent whose files may not grow any further for a while (RLIMIT_FSIZE), as on a full disk.
+
+`python -m tests.journal.limited FOLDER JOURNAL_ID`: prints as JSON what the journal said meanwhile, and afterwards.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+from agent.conditions import Conditions
+from agent.errors import JournalError
+from agent.journal import Journal
+from agent.protocol import ReportStatus, Verb
+from tests.journal.conftest import activity
+
+
+async def error_of(call: Awaitable[object]) -> str | None:
+    try:
+        await call
+    except JournalError as error:
+        return str(error)
+    return None
+
+
+async def run(folder: Path, journal_id: str) -> None:
+    conditions = Conditions()
+    journal = await Journal.open(folder, journal_id=journal_id, conditions=conditions)
+    token = await journal.begin_sweep()
+    await journal.take([activity(1), activity(2)], sweep=token)
+    await journal.end_sweep(token, last=2)
+    await journal.start(1, Verb.RESTART)
+
+    def seen() -> dict[str, Any]:
+        return {
+            "revision": journal.revision,
+            "cursor": journal.cursor,
+            "conditions": [condition.code for condition in conditions.all()],
+        }
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "journal.db-wal").stat().st_size, hard))
+    errors = [
+        await error_of(journal.start(2, Verb.RESTART)),
+        await error_of(journal.take([activity(3)], sweep=None)),
+        await error_of(journal.finish(1, status=ReportStatus.COMPLETED)),
+    ]
+    meanwhile = seen()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    begun = await journal.start(2, Verb.RESTART)
+    print(json.dumps({"errors": errors, "meanwhile": meanwhile, "begun": begun, "afterwards": seen()}))
+    await journal.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(run(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,472 @@
+"""What is taken in, what is withdrawn, and what a journal cannot know."""
+
+import json
+from typing import Any
+
+import pytest
+
+from agent.journal import RowState, Taken
+from agent.protocol import MAX_ID, ReasonCode, ReportStatus, Verb
+from tests.journal.conftest import Node, activity, config
+
+
+async def reason(node: Node, number: int) -> str | None:
+    row = await node.row(number)
+    return row.reason.code if row.reason else None
+
+
+# --- items
+
+
+async def test_an_item_is_journaled_whole(node: Node) -> None:
+    raw = activity(MAX_ID, sequence=7, action="reconfigure:42", config=config(42), runtime="connectors")
+    assert await node.take(raw) == Taken(new=1)
+    row = await node.row(MAX_ID)
+    assert row.activity is not None
+    assert row.activity.model_dump(mode="json") == raw
+    assert (row.id, row.sequence, row.runtime, row.action) == (MAX_ID, 7, "connectors", "reconfigure:42")
+    assert (row.state, row.uncertain, row.author_id) == (RowState.RECEIVED, False, 608123456789012345)
+    assert row.created_at == "2026-03-16T12:00:00Z"
+
+
+async def test_a_listing_twice_and_out_of_order_takes_each_in_once(node: Node) -> None:
+    assert await node.take(activity(3), activity(1)) == Taken(new=2)
+    assert await node.take(activity(1), activity(2), activity(3)) == Taken(new=1, known=2)
+    assert await node.states() == {1: "received", 2: "received", 3: "received"}
+    assert await node.next_id() == 1
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "no runtime": {"runtime": None},
+    "a runtime that is a list": {"runtime": [1]},
+    "a time that is none": {"created_at": "yesterday"},
+    "a time without a zone": {"created_at": "2026-03-16T12:00:00"},
+    "a time that UTC does not have": {"created_at": "0001-01-01T00:00:00+14:00"},
+    "a time far away": {"expires_at": "9999-12-31T23:59:59-14:00"},
+    "a config that is a word": {"config": "main"},
+    "a config without content": {"config": {"id": 1}},
+    "a config whose id is too large": {"config": config(1) | {"id": 2**63}},
+    "a lone surrogate": {"action": "\ud800"},
+    "a lone surrogate as a key": {"config": config(1) | {"values": {"\ud800": 1}}},
+    "a very long key": {"config": config(1) | {"values": {"K" * 100_000: 1}}},
+    "a deep nest": {"created_at": json.loads("[" * 900 + "]" * 900)},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
+async def test_an_item_that_does_not_parse_is_rejected_and_holds_up_none(node: Node, broken: dict[str, Any]) -> None:
+    items = [activity(1), activity(2) | broken, activity(3)]
+    assert await node.take(*items) == Taken(new=3, invalid=1)
+    assert await node.states() == {1: "received", 2: "finished", 3: "received"}
+    row = await node.row(2)
+    assert (row.activity, row.status) == (None, ReportStatus.REJECTED)
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.INVALID_ACTIVITY
+    assert row.reason.message.startswith("cannot read the activity: ")
+    assert len(row.reason.message) < 600
+    assert row.report().model_dump_json()
+    assert node.journal.cursor == 3
+    assert await node.take(*items) == Taken(known=3)
+
+
+async def test_an_invalid_one_never_begins_and_its_report_wakes_the_reporter(node: Node) -> None:
+    ready = node.journal.report_ready.subscribe()
+    await node.sweep(activity(1, runtime=5))
+    await ready.wait()
+    assert await node.next_id("5") is None
+    assert await node.journal.next_foreign([]) is None
+    assert not await node.start(1)
+    assert [report.activity_id for report in await node.journal.outbox(10)] == [1]
+
+
+NOT_ANSWERABLE: list[Any] = [
+    None,
+    5,
+    "activity",
+    [activity(1)],
+    {},
+    activity(1) | {"id": True},
+    activity(1) | {"id": "1"},
+    activity(1) | {"id": 1.0},
+    activity(1) | {"id": 0},
+    activity(1) | {"id": -1},
+    activity(1) | {"id": 2**63},
+    activity(1) | {"id": 2**200},
+    activity(1) | {"sequence": True},
+    activity(1) | {"sequence": "1"},
+    activity(1) | {"sequence": 2**63},
+    activity(1) | {"sequence": None},
+]
+
+
+@pytest.mark.parametrize("item", NOT_ANSWERABLE, ids=lambda item: repr(item)[:60])
+async def test_an_item_without_id_or_sequence_is_skipped_and_holds_up_none(node: Node, item: Any) -> None:
+    assert await node.take(item, activity(2)) == Taken(new=1, skipped=1)
+    assert await node.states() == {2: "received"}
+
+
+async def test_a_skipped_item_does_not_answer_each_poll_at_once(node: Node) -> None:
+    """The poll asks for what is above the cursor; an item that can never be journaled must not stay above it."""
+    await node.take(activity(1) | {"id": "unusable", "sequence": 9})
+    assert node.journal.cursor == 9
+
+
+async def test_an_author_that_no_database_can_hold_is_left_out(node: Node) -> None:
+    assert await node.take(activity(1, author_id=2**70), activity(2, author_id=None)) == Taken(new=2)
+    assert [(await node.row(number)).author_id for number in (1, 2)] == [None, None]
+
+
+async def test_ten_activities_with_configs_of_400_kib_are_taken_in_at_once(node: Node) -> None:
+    items = [activity(n, action=f"reconfigure:{n}", config=config(n, size=400 * 1024)) for n in range(1, 11)]
+    assert await node.take(*items) == Taken(new=10)
+    row = await node.journal.next("iggy")
+    assert row is not None
+    assert row.activity is not None
+    assert row.activity.config is not None
+    assert len(row.activity.config.values["IGGY_SYSTEM_PATH"]) == 400 * 1024
+    await node.start(1, Verb.RECONFIGURE)
+    await node.finish(1)
+    assert (await node.row(1)).activity is None, "what may hold secrets is forgotten"
+
+
+# --- the same id again
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"runtime": "connectors"},
+        {"action": "stop"},
+        {"config": config(1, sha256="1" * 64)},
+        {"created_at": "2026-03-16T12:00:01Z"},
+        {"runtime": None},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+@pytest.mark.parametrize("state", ["received", "reported"])
+async def test_the_same_id_with_another_content_is_not_taken_in(node: Node, other: dict[str, Any], state: str) -> None:
+    first = activity(1, config=config(1))
+    await node.sweep(first)
+    if state == "reported":
+        await node.start(1)
+        await node.finish(1)
+        await node.report(1)
+    before = await node.row(1)
+    assert await node.take(first | other | {"sequence": 5}) == Taken(conflicts=[1])
+    assert await node.row(1) == before
+    assert "activity_conflict" in node.conditions
+    assert node.journal.cursor == 5
+
+
+async def test_what_does_not_change_the_content_is_no_conflict(node: Node) -> None:
+    await node.take(activity(1))
+    again = activity(1, created_at="2026-03-16T13:00:00+01:00", author_id=1, expires_at=None, sequence=8, more="new")
+    assert await node.take(again) == Taken(known=1)
+    assert (await node.row(1)).sequence == 1
+    assert node.conditions.all() == []
+
+
+async def test_what_an_older_agent_could_not_parse_is_the_same_item_for_a_newer_one(node: Node) -> None:
+    await node.take(activity(1, expires_at="soon"))
+    assert await node.take(activity(1)) == Taken(known=1)
+
+
+@pytest.mark.parametrize("state", ["finished", "reported"])
+async def test_what_is_finished_and_listed_is_reported_again(node: Node, state: str) -> None:
+    await node.sweep(activity(1))
+    await node.start(1)
+    await node.finish(1)
+    first = (await node.row(1)).report()
+    if state == "reported":
+        await node.report(1)
+        assert await node.journal.outbox(10) == []
+    ready = node.journal.report_ready.subscribe()
+    assert await node.take(activity(1)) == Taken(known=1, again=int(state == "reported"))
+    assert await node.journal.outbox(10) == [first]
+    row = await node.row(1)
+    assert (row.reported_at, row.outcome) == (None, None)
+    if state == "reported":
+        await ready.wait()
+
+
+async def test_a_started_one_that_is_listed_stays_started(node: Node) -> None:
+    await node.sweep(activity(1))
+    await node.start(1)
+    assert await node.take(activity(1)) == Taken(known=1)
+    assert await node.states() == {1: "started"}
+    assert await node.next_id() is None
+
+
+# --- cursor, listing
+
+
+async def test_the_cursor_is_the_highest_sequence_and_survives(node: Node) -> None:
+    await node.take(activity(5))
+    await node.take(activity(3))
+    assert node.journal.cursor == 5
+    assert (await node.reopen()).cursor == 5
+
+
+async def test_nothing_that_was_received_before_begins_until_it_is_listed_again(node: Node) -> None:
+    await node.take(activity(1), activity(2), activity(3, runtime="other"))
+    await node.reopen()
+    assert await node.next_id() is None
+    assert await node.journal.next_foreign(["iggy"]) is None
+    ready = node.journal.work_ready.subscribe()
+    await node.take(activity(2))
+    await ready.wait()
+    assert await node.next_id() == 2
+
+
+# --- withdrawal
+
+
+async def test_a_row_that_a_complete_sweep_does_not_list_is_withdrawn(node: Node) -> None:
+    await node.take(activity(1), activity(2))
+    ready = node.journal.report_ready.subscribe()
+    assert await node.sweep(activity(2)) == [1]
+    await ready.wait()
+    row = await node.row(1)
+    assert (row.state, row.status, row.changed) == (RowState.FINISHED, ReportStatus.REJECTED, False)
+    assert (await reason(node, 1), row.started_at) == (ReasonCode.WITHDRAWN, None)
+    assert not await node.start(1)
+    assert not await node.finish(1)
+    assert await node.next_id() == 2
+
+
+async def test_a_row_that_came_after_the_sweep_began_is_not_withdrawn_by_it(node: Node) -> None:
+    token = await node.journal.begin_sweep()
+    await node.take(activity(1))
+    assert await node.journal.end_sweep(token, last=1) == []
+    assert await node.next_id() == 1
+
+
+async def test_each_page_of_a_sweep_counts(node: Node) -> None:
+    await node.take(activity(1), activity(2), activity(3))
+    token = await node.journal.begin_sweep()
+    await node.journal.take([activity(1)], sweep=token)
+    await node.journal.take([activity(3)], sweep=token)
+    assert await node.journal.end_sweep(token, last=3) == [2]
+
+
+@pytest.mark.parametrize("state", ["started", "finished", "reported"])
+async def test_only_what_is_received_is_withdrawn(node: Node, state: str) -> None:
+    """Begun while the sweep was under way, so that its token holds it."""
+    await node.take(activity(1))
+    token = await node.journal.begin_sweep()
+    await node.start(1)
+    if state != "started":
+        await node.finish(1)
+    if state == "reported":
+        await node.report(1)
+    assert await node.journal.end_sweep(token, last=1) == []
+    assert await node.states() == {1: state}
+
+
+async def test_a_withdrawn_one_that_is_listed_again_stays_finished_and_is_reported_again(node: Node) -> None:
+    await node.take(activity(1))
+    assert await node.sweep() == [1]
+    await node.report(1)
+    assert await node.take(activity(1)) == Taken(known=1, again=1)
+    assert await reason(node, 1) == ReasonCode.WITHDRAWN
+    assert await node.next_id() is None
+    assert not await node.start(1)
+
+
+async def test_an_answer_that_could_not_be_journaled_does_not_count_as_listed(node: Node) -> None:
+    await node.take(activity(1))
+    token = await node.journal.begin_sweep()
+    await node.close()
+    with pytest.raises(Exception, match="closed"):
+        await node.journal.take([activity(1)], sweep=token)
+    assert (token.listed, token.highest) == (set(), 0)
+
+
+# --- a lost journal
+
+
+@pytest.fixture
+async def lost(node: Node) -> Node:
+    """A node whose journal was deleted while its agent was down."""
+    await node.reopen(node.path.unlink)
+    assert node.journal.lost
+    return node
+
+
+async def test_nothing_begins_while_the_journal_is_lost(lost: Node) -> None:
+    assert "journal_lost" in lost.conditions
+    await lost.take(activity(1))
+    assert await lost.next_id() is None
+    assert not await lost.start(1)
+    await lost.sweep(activity(1), last=1)
+    assert "journal_lost" not in lost.conditions
+    assert await lost.next_id() == 1
+
+
+async def test_what_the_first_sweep_lists_is_never_carried_out(lost: Node) -> None:
+    await lost.sweep(activity(1), activity(2), last=2)
+    row = await lost.journal.next("iggy")
+    assert row is not None
+    assert (row.id, row.uncertain) == (1, True)
+    assert not await lost.start(1)
+    assert await lost.finish(1)
+    assert await lost.next_id() == 2
+
+
+async def test_what_a_poll_lists_before_the_first_sweep_ends_counts_as_listed_by_it(lost: Node) -> None:
+    token = await lost.journal.begin_sweep()
+    await lost.take(activity(9))
+    await lost.journal.end_sweep(token, last=3)
+    assert (await lost.row(9)).uncertain
+    await lost.take(activity(8))
+    assert not (await lost.row(8)).uncertain, "8 is above the mark"
+
+
+@pytest.mark.parametrize(("last", "listed"), [(5, 2), (2, 5), (5, 5)])
+async def test_the_mark_is_the_higher_of_last_and_the_sweep(lost: Node, last: int, listed: int) -> None:
+    await lost.sweep(activity(listed), last=last)
+    await lost.take(activity(1), activity(4, id=104), activity(5, id=105), activity(6))
+    assert {number: (await lost.row(number)).uncertain for number in (1, 104, 105, 6)} == {
+        1: True,
+        104: True,
+        105: True,
+        6: False,
+    }
+
+
+async def test_that_it_was_lost_and_its_mark_survive(lost: Node) -> None:
+    await lost.reopen()
+    assert [condition.code for condition in lost.conditions.all()] == ["journal_lost"]
+    await lost.sweep(last=4)
+    assert not (await lost.reopen()).lost
+    await lost.take(activity(4), activity(5))
+    assert [(await lost.row(number)).uncertain for number in (4, 5)] == [True, False]
+
+
+async def test_the_mark_never_falls(lost: Node) -> None:
+    await lost.sweep(last=9)
+    await lost.journal.check_revision(1)
+    await lost.sweep(last=2)
+    await lost.take(activity(9))
+    assert (await lost.row(9)).uncertain
+
+
+async def test_a_sweep_of_a_journal_that_is_not_lost_sets_no_mark(node: Node) -> None:
+    await node.sweep(activity(5), last=9)
+    await node.take(activity(7))
+    assert not (await node.row(7)).uncertain
+
+
+async def test_what_is_uncertain_and_not_listed_any_more_is_not_called_without_effect(lost: Node) -> None:
+    await lost.take(activity(1))
+    await lost.reopen()
+    assert await lost.sweep() == [1]
+    assert await reason(lost, 1) == ReasonCode.OUTCOME_UNKNOWN
+
+
+async def test_what_is_at_or_below_the_highest_that_was_pruned_is_uncertain(node: Node) -> None:
+    await node.carry_out(2, 4)
+    assert await node.journal.prune(days=0, count=0) == 2
+    await node.take(activity(1), activity(4), activity(5))
+    assert {n: (await node.row(n)).uncertain for n in (1, 4, 5)} == {1: True, 4: True, 5: False}
+
+
+async def test_what_was_here_before_the_pruning_stays_certain(node: Node) -> None:
+    await node.sweep(activity(1), activity(2))
+    await node.start(2)
+    await node.finish(2)
+    await node.report(2)
+    assert await node.journal.prune(days=0, count=0) == 1
+    await node.take(activity(1))
+    assert not (await node.row(1)).uncertain
+    assert await node.start(1)
+
+
+# --- an old copy
+
+
+async def put_back(node: Node) -> None:
+    """A copy is made with 1 received; 1 is carried out; the copy is put back."""
+    await node.take(activity(1))
+    await node.close()
+    copy = node.copy()
+    await node.open()
+    await node.carry_out(1)
+    assert node.journal.revision == 1
+    await node.reopen(lambda: copy.replace(node.path))
+    assert (node.journal.lost, node.journal.revision) == (False, 0)
+
+
+async def test_a_revision_that_was_sent_before_makes_an_old_copy_a_lost_journal(node: Node) -> None:
+    await put_back(node)
+    assert await node.journal.check_revision(1)
+    assert (node.journal.lost, node.journal.revision) == (True, 1)
+    assert "journal_lost" in node.conditions
+    assert not await node.journal.check_revision(1)
+    await node.reopen()
+    assert (node.journal.lost, node.journal.revision) == (True, 1)
+
+
+async def test_a_revision_that_is_not_higher_changes_nothing(node: Node) -> None:
+    await node.carry_out(1)
+    assert not await node.journal.check_revision(1)
+    assert not await node.journal.check_revision(0)
+    assert not node.journal.lost
+
+
+async def test_what_an_old_copy_holds_as_received_is_not_carried_out_again(node: Node) -> None:
+    """The Supervisor forgot the report, and lists it again."""
+    await put_back(node)
+    await node.journal.check_revision(1)
+    await node.sweep(activity(1), last=1)
+    row = await node.journal.next("iggy")
+    assert row is not None
+    assert row.uncertain
+    assert not await node.start(1)
+
+
+async def test_what_an_old_copy_holds_and_nobody_lists_gets_an_unknown_outcome(node: Node) -> None:
+    await put_back(node)
+    await node.journal.check_revision(1)
+    assert await node.sweep(last=1) == [1]
+    assert await reason(node, 1) == ReasonCode.OUTCOME_UNKNOWN
+
+
+async def test_a_sweep_that_began_before_the_journal_turned_out_old_frees_nothing(node: Node) -> None:
+    """The first page is journaled, then a heartbeat's answer shows the revision, and the sweep goes on regardless."""
+    await put_back(node)
+    token = await node.journal.begin_sweep()
+    await node.journal.take([activity(1)], sweep=token)
+    assert await node.next_id() == 1
+    await node.journal.check_revision(1)
+    assert not await node.start(1)
+    await node.journal.take([activity(2)], sweep=token)
+    await node.journal.end_sweep(token, last=2)
+    for number in (1, 2):
+        assert (await node.row(number)).uncertain
+        assert not await node.start(number)
+
+
+async def test_an_old_copy_goes_on_from_the_revision_that_was_sent(node: Node) -> None:
+    await put_back(node)
+    await node.journal.check_revision(7)
+    await node.sweep(last=1)
+    await node.sweep(activity(2))
+    assert await node.start(2)
+    assert node.journal.revision == 8
+
+
+async def test_a_started_one_stays_the_work_of_recovery_when_the_journal_turns_out_old(node: Node) -> None:
+    await node.sweep(activity(1))
+    await node.start(1)
+    await node.journal.check_revision(9)
+    assert await node.sweep(last=1) == []
+    assert [row.id for row in await node.journal.unfinished()] == [1]
+
+
+async def test_a_known_row_at_or_below_the_mark_becomes_uncertain_when_it_is_listed(node: Node) -> None:
+    """A journal that was salvaged by hand, or written by an older agent: the mark counts also for what is known."""
+    await node.take(activity(1), activity(2))
+    await node.reopen(lambda: node.edit("UPDATE journal SET mark = 1"))
+    await node.take(activity(1), activity(2))
+    assert [(await node.row(number)).uncertain for number in (1, 2)] == [True, False]
