@@ -62,7 +62,7 @@ class Supervisor:
         public = PublicApi(store, fleet, options.activity_ttl, options.clock)
         agents = AgentApi(store, fleet, Pace(options.heartbeat_interval, options.poll_wait), options.clock)
         self.routes = [*public_routes(public), *agent_routes(agents), self._openapi_route()]
-        self._document = encode(openapi(self.routes))
+        self._document = b""
         self.background: asyncio.Task[None]
         """Ends by itself only by a fault; whoever serves then stops too."""
 
@@ -169,6 +169,9 @@ class Supervisor:
         return Route("GET", PATH, self._openapi, "openapi", "This document", "meta", None, ())
 
     async def _openapi(self, _: web.Request) -> web.Response:
+        # Made when somebody asks: it takes a tenth of a second, which most servers never need to spend.
+        if not self._document:
+            self._document = await asyncio.to_thread(lambda: encode(openapi(self.routes)))
         return web.Response(body=self._document, content_type="application/json")
 
 
