@@ -252,7 +252,8 @@ class FakeSupervisor:
         async def handler() -> web.Response:
             if path == "enroll":
                 return self._enroll(json.loads(body))
-            return self._admit(request) or await self._answer(path, request, body)
+            refusal = self._admit(request)
+            return await self._answer(path, request, body) if refusal is None else refusal
 
         fault = self._faults[path].popleft() if self._faults[path] else self._always.get(path)
         return await (handler() if fault is None else fault(request, handler))
@@ -267,7 +268,8 @@ class FakeSupervisor:
                 return self._heartbeat(json.loads(body))
             case "token":
                 return self._rotate()
-        return problem(404, "not_found", reason="no such path")
+            case _:
+                return problem(404, "not_found", reason="no such path")
 
     def _admit(self, request: web.Request) -> web.Response | None:
         if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
