@@ -200,8 +200,18 @@ class Lane:
                 row = await self._reread(work.row)
                 work = self._work(row, work.action, work.config, recovered=True)
             await self._finish(work.row, verdict, recovered=work.recovered, seconds=monotonic() - began)
+            if work.action.verb is Verb.RECONFIGURE:
+                await self._forget_old_releases()
         finally:
             self.current = None
+
+    async def _forget_old_releases(self) -> None:
+        """Remove the releases that nothing can go back to any more."""
+        try:
+            committed = await self._journal.committed(self.runtime.name)
+            await self.runtime.prune({committed} if committed else set())
+        except (JournalError, Rejection) as error:
+            log.warning("releases.not_pruned", runtime=self.runtime.name, cause=error.message)
 
     async def _try_to_carry_out(self, work: Work) -> Verdict | None:
         """Carry it out; None when a step could not be written."""

@@ -1,6 +1,12 @@
 """The four actions through their lane: effect, verdict and evidence."""
 
-from agent.protocol import ReasonCode, ReportStatus
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from agent.protocol import ReasonCode, ReportStatus, RuntimeState
+from agent.runtimes.driver import Call, Observation, Outcome, Recorder
 from tests.activities.conftest import Bench, make_config, until
 
 
@@ -242,3 +248,139 @@ async def test_a_current_action_is_shown_while_it_runs(bench: Bench) -> None:
     await until(shown, what="the lane shows its activity")
     bench.world.ready = True
     await bench.finished(activity_id)
+
+
+async def test_releases_that_nothing_can_go_back_to_are_removed(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    for number in (5, 6, 7):
+        await bench.finished(await bench.dispatch(f"reconfigure:{number}", config=make_config(number)))
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    folder = bench.folder / "runtimes/iggy/releases"
+
+    async def only_the_committed_one() -> bool:
+        return await asyncio.to_thread(lambda: [item.name for item in folder.iterdir()]) == ["7-1"]
+
+    await until(only_the_committed_one, what="only the committed release is left")
+
+
+async def test_a_restart_without_effect_is_busy(bench: Bench) -> None:
+    """The driver says that it restarted it, and the old run is still the one that runs."""
+    bench.world.begin()
+    before = await bench.driver.observe()
+
+    async def restart(_record: object) -> Outcome:
+        return Outcome(before, (Call.RESTART,))
+
+    bench.driver.restart = restart  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.BUSY
+
+
+async def test_a_stop_after_which_it_runs_again_has_failed(bench: Bench) -> None:
+    bench.world.begin()
+    real = bench.driver.stop
+
+    async def stop(record: Recorder) -> Outcome:
+        outcome = await real(record)
+        bench.world.begin()
+        return outcome
+
+    bench.driver.stop = stop  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["exit_code"]) == (ReasonCode.STOP_FAILED, 0)
+
+
+async def test_a_run_with_another_config_commits_nothing(bench: Bench) -> None:
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    bench.world.begin("somebody else's")
+    row = await bench.finished(await bench.dispatch("start"))
+    assert (row.status, await bench.journal.committed("iggy")) == (ReportStatus.COMPLETED, None)
+
+
+async def test_a_config_that_the_new_run_was_not_started_with_is_not_called_applied(bench: Bench) -> None:
+    bench.world.begin()
+    real = bench.driver.restart
+
+    async def restart(record: Recorder) -> Outcome:
+        outcome = await real(record)
+        if bench.world.runs_with == make_config(5)["sha256"]:
+            bench.world.runs_with = "somebody else's"
+        return outcome
+
+    bench.driver.restart = restart  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["cause"]["code"]) == (ReasonCode.ROLLED_BACK, ReasonCode.START_FAILED)
+
+
+async def test_a_runtime_on_its_way_is_looked_at_again_until_it_rests(bench: Bench) -> None:
+    bench.world.begin()
+    real = bench.driver.observe
+    looks = 0
+
+    async def observe() -> Observation:
+        nonlocal looks
+        seen = await real()
+        looks += 1
+        return replace(seen, state=RuntimeState.STOPPING) if bench.world.running is None and looks < 5 else seen
+
+    bench.driver.observe = observe  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert (row.status, row.evidence["after"]["state"], looks >= 5) == (ReportStatus.COMPLETED, "stopped", True)
+
+
+async def test_a_rollback_that_cannot_be_called_is_a_failed_one(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    real = bench.driver.restart
+
+    async def restart(record: Recorder) -> Outcome:
+        if await bench.current() is None:
+            bench.world.unavailable = True
+        return await real(record)
+
+    bench.driver.restart = restart  # type: ignore[method-assign]
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.ROLLBACK_FAILED
+    assert row.evidence["rollback"]["reason"]["code"] == ReasonCode.DRIVER_UNAVAILABLE
+    assert "unreadable" in row.evidence["running"]
+
+
+async def test_a_later_action_ends_the_wait_of_a_rollback_too(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    bench.world.ready = False
+    first = await bench.dispatch("reconfigure:8", config=make_config(8))
+
+    async def rolls_back() -> bool:
+        return bench.world.began == 3
+
+    await until(rolls_back, what="the rollback waits for readiness")
+    second = await bench.dispatch("stop")
+    row = await bench.finished(first)
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["outcome"]) == (ReasonCode.SUPERSEDED, "not_applied")
+    assert (await bench.finished(second)).status is ReportStatus.COMPLETED
+    assert await bench.current() is None
+
+
+async def test_a_fault_of_the_agent_in_a_check_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_config: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.driver, "check_config", fail)
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["outcome"]) == (ReasonCode.INTERNAL, "not_applied")
