@@ -77,9 +77,15 @@ class Rig:
     data: Path
     session: aiohttp.ClientSession
     clock: Clock
-    supervisor: Supervisor | None = None
+    in_process: Supervisor | None = None
+    """None when it runs in a process of its own."""
     deployment: Json = None
     key: str = ""
+
+    @property
+    def supervisor(self) -> Supervisor:
+        assert self.in_process is not None
+        return self.in_process
 
     @property
     def base(self) -> str:
@@ -213,7 +219,6 @@ async def prepare(rig: Rig) -> None:
 
 def node_of(rig: Rig, agent: Agent) -> Node:
     """Return what the Supervisor keeps in memory of an agent's node."""
-    assert rig.supervisor is not None
     return rig.supervisor._fleet._nodes[agent.node_id]
 
 

@@ -28,6 +28,7 @@ async def test_an_activity_arrives_whole(rig: Rig) -> None:
     activity = Activity.model_validate(raw)
     assert (activity.id, activity.runtime, activity.action) == (item["id"], "connectors", "start")
     assert (activity.config, activity.author_id) == (None, item["author_id"])
+    assert activity.expires_at is not None
     assert (activity.expires_at - activity.created_at).total_seconds() == 3600
     assert answer["last"] == activity.sequence
 

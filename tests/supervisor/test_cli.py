@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.cli import main
-from tests.supervisor.rig import Rig, command
+from tests.supervisor.rig import Json, Rig, command
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -17,7 +17,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str):
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Json:
     code, out, err = run(capsys, *arguments, "--format", "json")
     assert code == 0, err
     return json.loads(out)
@@ -137,6 +137,8 @@ def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path, capsys: pytest
         ["keys", "create", "--data", "x", "--days", "366"],
         ["enrollment-tokens", "create", "--data", "x", "--deployment", "0"],
         ["nodes", "remove", "--data", "x", "99999999999999999999"],
+        ["serve", "--data", "x", "--activity-ttl", "0"],
+        ["serve", "--data", "x", "--activity-ttl", "soon"],
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

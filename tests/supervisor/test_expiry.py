@@ -9,7 +9,6 @@ GRACE = 900
 
 
 async def expire(rig: Rig) -> None:
-    assert rig.supervisor is not None
     await rig.supervisor.expire()
 
 

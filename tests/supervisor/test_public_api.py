@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -252,7 +253,7 @@ async def test_a_fault_of_the_supervisor_is_a_500_problem_without_its_details(
     assert "private" not in str(answer.problem(500, "internal_error"))
 
 
-async def test_nothing_of_a_stopped_supervisor_is_lost(rig: Rig, tmp_path) -> None:
+async def test_nothing_of_a_stopped_supervisor_is_lost(tmp_path: Path) -> None:
     async with running(tmp_path / "other") as other:
         await other.agent()
         made = await other.dispatch()

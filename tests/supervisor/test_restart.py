@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ NOW = 1_790_000_000_000_000
 
 
 @pytest.fixture
-def counter() -> sqlite3.Connection:
+def counter() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, last INTEGER NOT NULL)")
     connection.execute("INSERT INTO counters VALUES ('id', 0)")

@@ -5,12 +5,15 @@ import signal
 import ssl
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trustme
 
+from supervisor.cli import main
 from supervisor.serve import Address
 from tests.supervisor.process import run, serving, serving_rig
+from tests.supervisor.rig import Json
 
 
 async def test_sigterm_answers_held_polls_and_exits_0_soon(tmp_path: Path) -> None:
@@ -22,10 +25,10 @@ async def test_sigterm_answers_held_polls_and_exits_0_soon(tmp_path: Path) -> No
         await rig.call("GET", "nodes")  # after it, the polls are held or on their way
         begun = time.monotonic()
         assert await server.end(signal.SIGTERM) == 0
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 4  # 2 s on a machine that is not busy
         for result in await asyncio.gather(*polls, return_exceptions=True):
             # One whose request had not arrived when the server stopped listening has found it closed.
-            assert isinstance(result, ConnectionError | OSError) or result["items"] == []
+            assert isinstance(result, OSError) or cast("Json", result)["items"] == []
 
 
 async def test_a_second_server_on_the_same_folder_refuses_and_says_who_has_it(tmp_path: Path) -> None:
@@ -60,8 +63,8 @@ async def test_it_listens_with_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:443", "10.0.0.1:80"])
-async def test_anything_but_loopback_needs_tls(tmp_path: Path, listen: str) -> None:
-    code, _, err = await run("serve", "--data", str(tmp_path), "--listen", listen)
+def test_anything_but_loopback_needs_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str], listen: str) -> None:
+    code, err = main(["serve", "--data", str(tmp_path), "--listen", listen]), capsys.readouterr().err
     assert code == 78
     assert "without TLS" in err
     assert "--tls-cert" in err
@@ -74,20 +77,22 @@ async def test_anything_but_loopback_needs_tls(tmp_path: Path, listen: str) -> N
         (["--tls-cert", "/nonexistent/c.pem", "--tls-key", "/nonexistent/k.pem"], 78, "there is no file"),
         (["--listen", "8700"], 2, "expected HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], 2, "expected HOST:PORT"),
-        (["--activity-ttl", "0"], 2, "expected seconds above 0"),
-        (["--activity-ttl", "soon"], 2, "expected seconds above 0"),
     ],
 )
-async def test_wrong_options_are_explained(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
-    result, _, err = await run("serve", "--data", str(tmp_path), *arguments)
-    assert (result, text in err) == (code, True), err
+def test_wrong_options_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str
+) -> None:
+    assert main(["serve", "--data", str(tmp_path), *arguments]) == code
+    assert text in capsys.readouterr().err
 
 
-async def test_a_key_that_does_not_belong_to_its_certificate_is_explained(tmp_path: Path) -> None:
+def test_a_key_that_does_not_belong_to_its_certificate_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     garbage = tmp_path / "garbage.pem"
-    await asyncio.to_thread(garbage.write_text, "not a certificate")
-    code, _, err = await run("serve", "--data", str(tmp_path), "--tls-cert", str(garbage), "--tls-key", str(garbage))
-    assert (code, "do not load" in err) == (78, True)
+    garbage.write_text("not a certificate")
+    assert main(["serve", "--data", str(tmp_path), "--tls-cert", str(garbage), "--tls-key", str(garbage)]) == 78
+    assert "do not load" in capsys.readouterr().err
 
 
 async def test_a_port_that_is_taken_is_explained(tmp_path: Path) -> None:

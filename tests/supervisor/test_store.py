@@ -2,8 +2,9 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-def add(number: int):
+def add(number: int) -> Callable[[sqlite3.Connection], int]:
     def work(connection: sqlite3.Connection) -> int:
         connection.execute("INSERT INTO counters VALUES (?, ?)", (f"test-{number}", number))
         return number
@@ -27,14 +28,25 @@ def add(number: int):
     return work
 
 
+def code_of(result: object) -> Code:
+    assert isinstance(result, ProblemError)
+    return result.code
+
+
 def count(connection: sqlite3.Connection) -> int:
-    return connection.execute("SELECT count(*) FROM counters WHERE name LIKE 'test-%'").fetchone()[0]
+    number: int = connection.execute("SELECT count(*) FROM counters WHERE name LIKE 'test-%'").fetchone()[0]
+    return number
 
 
 async def test_requests_that_come_together_share_a_transaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = []
+    batches: list[int] = []
     commit = store._commit
-    monkeypatch.setattr(store, "_commit", lambda batch: (batches.append(len(batch)), commit(batch)))
+
+    def counted(batch: list[Any]) -> None:
+        batches.append(len(batch))
+        commit(batch)
+
+    monkeypatch.setattr(store, "_commit", counted)
     assert await asyncio.gather(*(store.write(add(number)) for number in range(100))) == list(range(100))
     assert await store.read(count) == 100
     assert len(batches) <= 3
@@ -78,7 +90,7 @@ async def test_nothing_is_announced_that_was_not_committed(store: Store) -> None
     results = await asyncio.gather(
         store.write(add(1), seen.append), store.write(damaged, seen.append), return_exceptions=True
     )
-    assert [result.code for result in results] == [Code.STORE_UNAVAILABLE] * 2
+    assert [code_of(result) for result in results] == [Code.STORE_UNAVAILABLE] * 2
     assert seen == []
     assert await store.read(count) == 0
     assert await store.write(add(3), seen.append) == 3
@@ -105,7 +117,7 @@ async def test_too_many_waiting_are_refused(store: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr(stores, "MAX_WAITING", 3)
     results = await asyncio.gather(*(store.write(add(number)) for number in range(5)), return_exceptions=True)
     assert results[:3] == [0, 1, 2]
-    assert [result.code for result in results[3:]] == [Code.OVERLOADED] * 2
+    assert [code_of(result) for result in results[3:]] == [Code.OVERLOADED] * 2
 
 
 async def test_closing_finishes_what_is_waiting(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import zlib
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -133,7 +134,7 @@ async def test_a_huge_body_is_a_413_with_and_without_its_length(rig: Rig) -> Non
     huge = b'{"nodes": [' + b"1," * MAX_BODY_BYTES + b"1]}"
     (await rig.call("POST", "activities/iggy/restart", body=huge)).problem(413, "body_too_large")
 
-    async def chunks():
+    async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(huge), 65536):
             yield huge[start : start + 65536]
 
@@ -156,7 +157,7 @@ async def test_a_body_that_does_not_arrive_is_a_408(rig: Rig, monkeypatch: pytes
     monkeypatch.setattr("supervisor.requests.BODY_SECONDS", 0.05)
     blocked = asyncio.Event()
 
-    async def never():
+    async def never() -> AsyncIterator[bytes]:
         yield b"{"
         await blocked.wait()
 
