@@ -46,6 +46,7 @@ START_GRACE = 10.0
 """Seconds that a launcher on its way, of an agent that died, is waited for before the lock counts as busy."""
 CHILD_GRACE = 2.0
 """Seconds that the children of an ended main process may take to follow it by themselves."""
+_NOT_HELD = -1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.2
 """Seconds between looks at what cannot be pushed."""
 
@@ -97,7 +98,7 @@ class ProcessDriver:
         self._changed = asyncio.Event()
         self._watcher = Watcher(runtime, self._files, self._worker, self._changed.set)
         self._housekeeping: asyncio.Task[None] | None = None
-        self._lock: int | None = None  # belongs to the worker's thread
+        self._lock = _NOT_HELD  # a descriptor; belongs to the worker's thread
         self._lock_was_dropped = False
 
     # --- the driver protocol -------------------------------------------------------------------------------------
@@ -110,10 +111,12 @@ class ProcessDriver:
         self._housekeeping = asyncio.create_task(self._keep_log_bounded())
 
     async def close(self) -> None:
-        """Stop watching; the runtime is left as it is."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        """Stop watching; the runtime is left as it is. Closing twice, or what was never opened, does nothing."""
+        if self._housekeeping is None:
+            return
+        self._housekeeping.cancel()
+        await asyncio.gather(self._housekeeping, return_exceptions=True)
+        self._housekeeping = None
         await self._watcher.close()
         await self._worker.close()
 
@@ -290,16 +293,16 @@ class ProcessDriver:
         with disk.explained(f"take the lock of {self._runtime}", otherwise=ReasonCode.START_FAILED):
             self._make_folders()
             for _ in range(20):  # somebody who looks whether it is held, holds it for a moment
-                self._lock = self._files.take_lock()
-                if self._lock is not None:
+                if (lock := self._files.take_lock()) is not None:
+                    self._lock = lock
                     return True
                 time.sleep(_FIRST_PAUSE)
             return False
 
     def _release_lock(self) -> None:
-        if self._lock is not None:
+        if self._lock != _NOT_HELD:
             os.close(self._lock)
-            self._lock = None
+            self._lock = _NOT_HELD
 
     def _look_locked(self) -> Observation:
         """Read A: nothing else can start the runtime now."""
@@ -309,8 +312,6 @@ class ProcessDriver:
             return self._running(run) if run is not None and alive else self._resting(run, known=known)
 
     def _launch(self, boot_id: str) -> None:
-        if self._lock is None:
-            return
         release = self._releases.current()
         environment = environments.inherited(os.environ) | self._environment | self._releases.environment()
         plan = spawn.Launch(

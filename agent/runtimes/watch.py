@@ -144,13 +144,13 @@ class Watcher:
         if watch.collected:
             return
         exit_code = watch.collect()
+        watch.exit = Exit.of(watch.run, exit_code, requested=watch.requested)
         try:
             known = self._files.last_exit(watch.run)
             if known is not None and known.exit_code is not None:
                 watch.exit = known
-                return
-            watch.exit = Exit.of(watch.run, exit_code, requested=watch.requested)
-            self._files.keep_exit(watch.exit)
+            else:
+                self._files.keep_exit(watch.exit)
         except OSError as error:
             log.warning("process.exit_not_kept", runtime=self._runtime, exit_code=exit_code, error=str(error))
 
