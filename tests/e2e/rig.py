@@ -272,25 +272,17 @@ class Rig:
         Raises:
             CommandFailedError: Its exit code is not 0; with what it said.
         """
-
-        def run() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                list(argv),
-                input=stdin,
-                env=clean_environment(),
-                cwd=self.folder,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_TIMEOUT,
-                check=False,
-                start_new_session=True,
-            )
-
-        done = await asyncio.to_thread(run)
-        if done.returncode != 0:
-            msg = f"{' '.join(argv[1:])} ended with {done.returncode}: {done.stderr or done.stdout}"
+        process = _begin_command(argv, self.folder)
+        talk = asyncio.ensure_future(asyncio.to_thread(process.communicate, stdin, COMMAND_TIMEOUT))
+        try:
+            output, errors = await asyncio.shield(talk)
+        finally:
+            process.kill()  # when this was cancelled: the command must not write into a folder that is being removed
+            await asyncio.wait({talk})
+        if process.returncode != 0:
+            msg = f"{' '.join(argv[1:])} ended with {process.returncode}: {errors or output}"
             raise CommandFailedError(msg)
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(output)
         return answer
 
     def logs(self) -> str:
@@ -304,3 +296,16 @@ class Rig:
             for file in files
         )
         return "\n".join(["the ends of the rig's logs:", *ends])
+
+
+def _begin_command(argv: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(argv),
+        env=clean_environment(),
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
