@@ -68,10 +68,10 @@ class RunFiles:
             return None, False
 
     def last_exit(self, run: Run) -> Exit | None:
-        """Return how a run ended, if that is known."""
+        """Return how a run ended; one that cannot be read is not known, which is no reason to refuse anything."""
         try:
             ended = Exit.model_validate_json(self._exit.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (OSError, ValidationError):
             return None
         return ended if ended.incarnation == run.incarnation else None
 

@@ -94,6 +94,10 @@ def launch(plan: Launch, lock: int, *, timeout: float = TIMEOUT) -> None:
             child.wait()
             msg = f"cannot start {plan.runtime}: it was not executed within {timeout:g} s"
             raise Rejection(ReasonCode.START_FAILED, msg, hint="look at the disk of the state folder")
+        if not _was_recorded(plan, child.pid):
+            child.wait()
+            msg = f"cannot start {plan.runtime}: its launcher was killed before it could execute it"
+            raise Rejection(ReasonCode.START_FAILED, msg, hint="see the system's log for an out-of-memory kill")
         child.returncode = 0  # it is reaped through its pidfd, by whichever driver watches it; Popen is to keep off
     finally:
         for descriptor in (source, errors, errors_of_child):
@@ -131,6 +135,14 @@ def _read_to_end(descriptor: int, timeout: float) -> bytes | None:
             return content
         content += part
     return None
+
+
+def _was_recorded(plan: Launch, pid: int) -> bool:
+    """Tell an exec from a death before it: both close the pipe, but the record is always written before exec."""
+    try:
+        return bool(json.loads(plan.record.read_bytes())["pid"] == pid)
+    except FileNotFoundError:
+        return False
 
 
 def _explain(plan: Launch, failure: Mapping[str, Any]) -> Rejection:

@@ -228,6 +228,44 @@ async def test_a_launcher_that_hangs_is_given_up_and_ended(
     assert (await driver.observe()).state is RuntimeState.STOPPED
 
 
+async def test_a_launcher_that_is_killed_before_exec_is_start_failed_and_leaves_the_record_as_it_was(
+    make_driver: MakeDriver, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = await make_driver()
+    killed = tmp_path / "launch.py"
+    killed.write_text("import os; os.kill(os.getpid(), 9)")
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "PROGRAM", killed)
+        with pytest.raises(Rejection, match="its launcher was killed") as refused:
+            await driver.start(steps)
+    assert refused.value.code is ReasonCode.START_FAILED
+    assert (await driver.observe()).incarnation is None
+    await driver.start(steps)
+    last = await driver.observe()
+    await driver.stop(steps)
+    monkeypatch.setattr(spawn, "PROGRAM", killed)
+    with pytest.raises(Rejection, match="its launcher was killed"):
+        await driver.start(steps)
+    assert (await driver.observe()).incarnation == last.incarnation
+
+
+async def test_what_gave_up_its_lock_and_came_up_meanwhile_is_not_started_twice(
+    make_driver: MakeDriver, steps: Steps, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await make_driver(python("import os, time; os.closerange(3, 1000); open('closed', 'w'); time.sleep(60)"))
+    other = await make_driver()
+    await one.start(steps)
+    await eventually((folder / "closed").exists)
+
+    async def late(_grace: float | None) -> Observation:
+        return Observation(RuntimeState.STOPPED)
+
+    monkeypatch.setattr(other, "_rest", late)  # it looked just before
+    assert (await other.start(steps)).calls == ()
+    assert steps.words() == ["start!"]
+    assert (await one.stop(steps)).calls == (Call.STOP,)
+
+
 async def test_a_launcher_that_cannot_be_started_is_start_failed(
     make_driver: MakeDriver, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
