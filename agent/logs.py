@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable
 from enum import StrEnum
-from io import FileIO
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,11 +58,11 @@ class LogLevel(StrEnum):
 class LineWriter:
     """Writes lines from a thread of its own; `write` never blocks and never raises."""
 
-    def __init__(self, output: FileIO, *, dropped: Callable[[int], str]) -> None:
+    def __init__(self, output: int, *, dropped: Callable[[int], str]) -> None:
         """Start the thread.
 
         Args:
-            output: Where lines go.
+            output: The descriptor that lines go to.
             dropped: Makes the line that tells of a number of dropped ones.
         """
         self._output = output
@@ -87,21 +86,17 @@ class LineWriter:
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
-            self._put(line)
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                self._put(self._dropped_line(count))
+            lost = 0 if self._put(line) else 1
+            if count := self._dropped + lost:
+                self._dropped = 0 if self._put(self._dropped_line(count)) else count
 
-    def _put(self, line: str) -> None:
+    def _put(self, line: str) -> bool:
         rest = memoryview(line.encode(errors="backslashreplace") + b"\n")
-        # A closed stdout (EPIPE, ValueError after close) must not end the agent, and there is nowhere left to say so.
-        with contextlib.suppress(OSError, ValueError):
+        # A closed stdout, or a full one that somebody made non-blocking, must not end the agent.
+        with contextlib.suppress(OSError):
             while rest:
-                written = self._output.write(rest)
-                if written is None:  # somebody made stdout non-blocking, and it is full
-                    self._dropped += 1
-                    return
-                rest = rest[written:]
+                rest = rest[os.write(self._output, rest) :]
+        return not rest
 
 
 class _Logger:
@@ -163,7 +158,7 @@ def configure(
     format: LogFormat,  # noqa: A002 - the word that the setting and the flag have
     level: str,
     redactor: Redactor,
-    output: FileIO | None = None,
+    output: int | None = None,
 ) -> None:
     """Set up logging for this process; again is fine, and replaces what was set up before.
 
@@ -171,13 +166,13 @@ def configure(
         format: How a line looks.
         level: The least important level that is written, a `LogLevel`.
         redactor: Masks secrets in every event.
-        output: Where lines go; stdout by default.
+        output: The descriptor that lines go to; stdout by default.
     """
     global _writer  # noqa: PLW0603 - logging is set up per process, like the standard library's
     close()
-    # Unbuffered: a buffer's lock, held by a thread that hangs in write, is fatal to the interpreter when it exits.
-    output = output or FileIO(sys.stdout.fileno(), "w", closefd=False)
-    terminal = output.isatty()
+    # A descriptor and not sys.stdout, whose lock, held by a thread that hangs in write, is fatal when Python exits.
+    output = sys.stdout.fileno() if output is None else output
+    terminal = os.isatty(output)
     render = _Render(
         redactor,
         text=format is LogFormat.TEXT or (format is LogFormat.AUTO and terminal),
@@ -203,10 +198,10 @@ def configure(
     logging.basicConfig(handlers=[_LibraryHandler()], level=library_level, force=True)
 
 
-def close() -> None:
-    """Write what waits and stop the thread; nothing happens when logging was not set up."""
+def close(timeout: float = CLOSE_TIMEOUT) -> None:
+    """Write what waits, for `timeout` seconds at most, and stop the thread; blocking."""
     global _writer  # noqa: PLW0603 - as in configure
     if _writer is not None:
         atexit.unregister(_writer.close)
-        _writer.close()
+        _writer.close(timeout)
         _writer = None

@@ -6,7 +6,6 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 
 from agent import logs
@@ -38,7 +37,7 @@ def enroll(args: argparse.Namespace) -> int:
         format=logs.LogFormat.AUTO,
         level=logs.LogLevel.WARNING,
         redactor=redactor,
-        output=FileIO(sys.stderr.fileno(), "w", closefd=False),
+        output=sys.stderr.fileno(),
     )
     try:
         made = asyncio.run(
@@ -72,8 +71,8 @@ def read_token(file: str | None, environ: Mapping[str, str]) -> str:
             token = read_credential(ENROLLMENT_TOKEN, environ) or ""
             source = source if token else "nowhere"
     except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"
-        msg = f"cannot read the enrolment token from {source}: {cause.lower()}"
+        cause = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not UTF-8"
+        msg = f"cannot read the enrolment token from {source}: {cause}"
         raise SettingsError(msg, hint=hint) from error
     if source == "nowhere":
         msg = "cannot enrol: there is no enrolment token"

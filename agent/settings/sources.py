@@ -174,8 +174,8 @@ def _add_credentials(layers: Layers, environ: Mapping[str, str]) -> None:
         try:
             value = read_credential(name, environ)
         except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"
-            layers.problems.append(Problem(source, "", f"cannot read it: {cause.lower()}"))
+            cause = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not UTF-8"
+            layers.problems.append(Problem(source, "", f"cannot read it: {cause}"))
             continue
         if value is not None:
             _lay_text(layers, tuple(name.split(DELIMITER)), value, source)

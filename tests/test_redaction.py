@@ -1,0 +1,159 @@
+import json
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.redaction import MARKER, Redactor, is_secret_name
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture
+def redactor() -> Redactor:
+    made = Redactor()
+    made.add([SECRET])
+    return made
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"password={SECRET}",
+        f"IGGY_ROOT_PASSWORD={SECRET} next",
+        f'IGGY_ROOT_PASSWORD="{SECRET} with spaces" next',
+        f"url=https://x/?api_key={SECRET}&page=1",
+        f'{{"password": "{SECRET}"}}',
+        f'{{"password": "with \\" quote {SECRET}"}}',
+        f"{{'api-key': '{SECRET}'}}",
+        '{\\"node_token\\": \\"' + SECRET + '\\"}',
+        f"Authorization: Bearer {SECRET}",
+        f"authorization: basic {SECRET}",
+        f"ld-api-key: {SECRET}",
+        f"iggy://iggy:{SECRET}@127.0.0.1:8090",
+        f"https://{SECRET}@example.com/path",
+        f"password: {SECRET}",
+        f"enrollment_token = {SECRET}",
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_without_being_known(text: str) -> None:
+    masked = Redactor().text(text)
+    assert SECRET not in masked
+    assert MARKER in masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot open the socket: another agent answers on it",
+        "runtimes.connectors.probe.api_key: cannot be used: it is for runtime connectors",
+        "enrollment token: expired",
+        "https://supervisor.example.com/agent/v1/activities",
+        "sent from root@node-1",
+        "",
+    ],
+)
+def test_ordinary_text_stays_the_same_object(text: str) -> None:
+    assert Redactor().text(text) is text
+
+
+def test_a_known_value_is_masked_wherever_it_turns_up(redactor: Redactor) -> None:
+    assert redactor.text(f"before{SECRET}after") == f"before{MARKER}after"
+    assert redactor.data([{"args": ("x", SECRET)}]) == [{"args": ["x", MARKER]}]
+
+
+def test_a_short_value_is_masked_only_where_it_stands_alone() -> None:
+    redactor = Redactor()
+    redactor.add(["abcd", "abc"])
+    assert redactor.text("abcd abcde x-abcd abc (abcd)") == f"{MARKER} abcde x-abcd abc ({MARKER})"
+
+
+def test_words_that_are_everywhere_are_never_masked() -> None:
+    redactor = Redactor()
+    redactor.add(["iggy", "Connectors", "true"])
+    assert redactor.text("iggy Connectors true") == "iggy Connectors true"
+
+
+def test_the_longest_of_overlapping_values_is_masked_whole() -> None:
+    redactor = Redactor()
+    redactor.add(["longsecret"])
+    redactor.add(["longsecret-longer"])
+    assert redactor.text("longsecret-longer") == MARKER
+
+
+def test_each_line_of_a_secret_is_masked_and_so_is_its_json_form() -> None:
+    redactor = Redactor()
+    redactor.add(['first line"\nsecond line ü'])
+    assert redactor.text("second line ü") == MARKER
+    assert redactor.text(json.dumps({"k": 'first line"\nsecond line ü'})) == json.dumps({"k": MARKER})
+
+
+@pytest.mark.parametrize("key", ["password", "node_token", "API_KEY", "apikey", "client-secret", "IGGY_ROOT_PASSWORD"])
+def test_a_field_named_like_a_secret_is_masked_whole(key: str) -> None:
+    for value in ("x", 12345, ["a", "b"], {"nested": "x"}):
+        assert Redactor().data({key: value}) == {key: MARKER}
+    assert Redactor().data({key: None}) == {key: None}
+    assert Redactor().data({key: True}) == {key: True}
+    assert is_secret_name(key)
+
+
+def test_what_json_does_not_know_becomes_its_redacted_text(redactor: Redactor) -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    data = redactor.data(
+        {"path": Path("/x"), "at": moment, "error": ValueError(SECRET), "raw": SECRET.encode(), "n": 1.5}
+    )
+    assert data == {"path": "/x", "at": str(moment), "error": MARKER, "raw": MARKER, "n": 1.5}
+    assert redactor.data(ValueError()) == "ValueError()"
+    assert redactor.data({SECRET: 1}) == {MARKER: 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_redacted_data_can_always_be_written_as_json(value: object) -> None:
+    redactor = Redactor()
+    redactor.add([SECRET])
+    assert SECRET not in json.dumps(redactor.data({"a": value, "b": SECRET}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(), st.text(min_size=8))
+def test_no_known_value_survives_in_any_text(around: str, secret: str) -> None:
+    redactor = Redactor()
+    redactor.add([secret])
+    if len(secret.strip()) >= 8 and secret.lower() != "connectors":
+        assert secret not in redactor.text(f"{around}{secret}{around}").replace(MARKER, "")
+
+
+def test_a_megabyte_of_hostile_text_is_searched_in_time() -> None:
+    redactor = Redactor()
+    redactor.add([SECRET])
+    begin = time.monotonic()
+    for text in ("password" * 130_000, "a" * 1_000_000, 'token="' + "\\" * 1_000_000, "://" * 300_000, "x=" * 500_000):
+        redactor.text(text)
+    assert time.monotonic() - begin < 10
+
+
+def test_values_can_be_added_from_several_threads_at_once() -> None:
+    redactor = Redactor()
+
+    def add(n: int) -> None:
+        for i in range(50):
+            redactor.add([f"secret-{n}-{i}-x"])
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(4):
+        for i in range(50):
+            assert redactor.text(f"secret-{n}-{i}-x") == MARKER

@@ -1,0 +1,557 @@
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import SettingsError
+from agent.places import SYSTEM_SOCKET, find_places, find_running_socket
+from agent.protocol import DriverKind, RuntimeName
+from agent.settings import (
+    ConnectorsRule,
+    InvalidSettingsError,
+    Loaded,
+    Problem,
+    Settings,
+    load,
+    load_connection,
+    read_credential,
+)
+
+SECRET = "do-not-print-me-7Qx"  # long and odd, so that finding it anywhere is a leak
+
+GOOD = """
+[supervisor]
+url = "https://supervisor.example.com/"
+[runtimes.iggy]
+driver = "systemd"
+unit = "iggy.service"
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str = GOOD, *, name: str = "agent.toml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def problems(config: Path | None, environ: Mapping[str, str] | None = None) -> dict[str, Problem]:
+    with pytest.raises(InvalidSettingsError) as caught:
+        load(config=config, environ=environ or {})
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value.problems)
+    assert caught.value.exit_code == 78
+    for problem in caught.value.problems:
+        assert str(problem) in str(caught.value)
+        assert "cannot " in problem.message
+    return {problem.key: problem for problem in caught.value.problems}
+
+
+def loaded(config: Path | None, **environ: str) -> Loaded:
+    return load(config=config, environ=environ)
+
+
+# --- where a value comes from
+
+
+def test_defaults_are_as_documented_and_satisfy_the_rules(write: Write) -> None:
+    settings = loaded(write()).settings
+    iggy = settings.runtimes[RuntimeName.IGGY]
+    assert (iggy.start_timeout, iggy.stop_timeout, iggy.action_timeout) == (90, 60, 300)
+    assert settings.agent.shutdown_grace == 20
+    assert (settings.agent.retention_days, settings.agent.retention_count) == (30, 10_000)
+    assert settings.supervisor.url == "https://supervisor.example.com"
+    assert iggy.probe is None
+    assert iggy.owned is False
+
+
+def test_a_probe_table_has_defaults_of_its_own_that_fit_the_action(write: Write) -> None:
+    probe = (
+        loaded(write(GOOD + '[runtimes.iggy.probe]\nhttp = "http://127.0.0.1:3000/ping"'))
+        .settings.runtimes[RuntimeName.IGGY]
+        .probe
+    )
+    assert probe is not None
+    assert (probe.status, probe.attempt_timeout, probe.ready_timeout, probe.stable_for) == (200, 2, 60, 1)
+    assert probe.connectors is ConnectorsRule.WARN
+
+
+def test_each_source_wins_over_the_one_below_and_is_named(write: Write, tmp_path: Path) -> None:
+    config = write(GOOD + "[agent]\nretention_days = 1\nretention_count = 1\nshutdown_grace = 1\nlog_level = 'debug'\n")
+    first = write("[agent]\nretention_count = 2\nshutdown_grace = 2\nlog_level = 'error'", name="conf.d/10-a.toml")
+    second = write("[agent]\nretention_count = 3", name="conf.d/20-b.toml")
+    write("[agent]\nretention_count = 4", name="conf.d/30-not-ours.toml.bak")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "agent__shutdown_grace").write_text("4\n")
+    (credentials / "agent__log_level").write_text("warning")
+    result = load(
+        config=config,
+        environ={"CREDENTIALS_DIRECTORY": str(credentials), "AGENT_AGENT__LOG_LEVEL": "info"},
+        flags={"agent.log_format": "text"},
+    )
+    agent = result.settings.agent
+    assert (agent.retention_days, agent.retention_count, agent.shutdown_grace) == (1, 3, 4)
+    assert (agent.log_level, agent.log_format) == ("info", "text")
+    assert result.files == (config, first, second)
+    keys = ["retention_days", "retention_count", "shutdown_grace", "log_level", "log_format", "state_dir"]
+    assert {key: result.sources[f"agent.{key}"] for key in keys} == {
+        "retention_days": str(config),
+        "retention_count": str(second),
+        "shutdown_grace": "credential agent__shutdown_grace",
+        "log_level": "environment AGENT_AGENT__LOG_LEVEL",
+        "log_format": "flag --log-format",
+        "state_dir": "default",
+    }
+
+
+def test_a_drop_in_adds_to_a_table_and_does_not_replace_it(write: Write) -> None:
+    config = write()
+    write('[runtimes.iggy]\nstop_timeout = 70\n[runtimes.iggy.probe]\ntcp = "127.0.0.1:8090"', name="conf.d/p.toml")
+    iggy = loaded(config).settings.runtimes[RuntimeName.IGGY]
+    assert (iggy.unit, iggy.stop_timeout) == ("iggy.service", 70)
+    assert iggy.probe is not None
+    assert iggy.probe.tcp == "127.0.0.1:8090"
+
+
+def test_the_environment_alone_is_enough(tmp_path: Path) -> None:
+    result = loaded(
+        None,
+        CONFIGURATION_DIRECTORY=str(tmp_path),
+        AGENT_SUPERVISOR__URL="http://127.0.0.1:8000",
+        AGENT_SUPERVISOR__CA_FILE="",
+        AGENT_RUNTIMES__IGGY__DRIVER="process",
+        AGENT_RUNTIMES__IGGY__COMMAND='["iggy-server", "--fresh"]',
+        AGENT_RUNTIMES__IGGY__OWNED="true",
+        AGENT_RUNTIMES__IGGY__ENVIRONMENT__IGGY_HTTP_ADDRESS="127.0.0.1:3000",
+        AGENT_RUNTIMES__IGGY__ENVIRONMENT__JSON_LIKE='{"a": 1}',
+        AGENT_RUNTIMES__CONNECTORS='{"driver": "docker", "container": "connectors"}',
+    )
+    iggy = result.settings.runtimes[RuntimeName.IGGY]
+    assert iggy.command == ["iggy-server", "--fresh"]
+    assert iggy.environment == {"IGGY_HTTP_ADDRESS": "127.0.0.1:3000", "JSON_LIKE": '{"a": 1}'}
+    assert iggy.owned is True
+    assert result.settings.supervisor.ca_file is None
+    assert result.settings.runtimes[RuntimeName.CONNECTORS].driver is DriverKind.DOCKER
+    assert result.sources["runtimes.connectors.container"] == "environment AGENT_RUNTIMES__CONNECTORS"
+    assert result.files == ()
+
+
+def test_a_secret_comes_from_a_credential_and_is_never_shown(write: Write, tmp_path: Path) -> None:
+    config = write(
+        GOOD
+        + '[runtimes.connectors]\ndriver = "docker"\ncontainer = "c"\n'
+        + '[runtimes.connectors.probe]\nhttp = "http://127.0.0.1:8081/health"'
+    )
+    (tmp_path / "runtimes__connectors__probe__api_key").write_text(f"{SECRET}\n")
+    (tmp_path / "enrollment_token").write_text(SECRET)
+    (tmp_path / "of-somebody-else").write_text(SECRET)
+    settings = loaded(config, CREDENTIALS_DIRECTORY=str(tmp_path)).settings
+    assert settings.secret_values() == [SECRET]
+    assert SECRET not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()
+
+
+def test_secrets_in_the_environment_table_are_known_and_not_in_a_repr(tmp_path: Path) -> None:
+    settings = loaded(
+        None,
+        CONFIGURATION_DIRECTORY=str(tmp_path),
+        AGENT_SUPERVISOR__URL="https://s",
+        AGENT_RUNTIMES__IGGY__DRIVER="process",
+        AGENT_RUNTIMES__IGGY__COMMAND='["x"]',
+        AGENT_RUNTIMES__IGGY__ENVIRONMENT__IGGY_ROOT_PASSWORD=SECRET,
+        AGENT_RUNTIMES__IGGY__ENVIRONMENT__RUST_LOG="info",
+    ).settings
+    assert settings.secret_values() == [SECRET]
+    assert SECRET not in repr(settings)
+
+
+def test_enrolling_needs_no_runtimes_yet(tmp_path: Path) -> None:
+    connection = load_connection(
+        config=None,
+        environ={"CONFIGURATION_DIRECTORY": str(tmp_path), "STATE_DIRECTORY": str(tmp_path / "state")},
+        flags={"supervisor.url": "https://supervisor.example.com"},
+    )
+    assert connection.supervisor.url == "https://supervisor.example.com"
+    assert connection.agent.state_dir == tmp_path / "state"
+    with pytest.raises(InvalidSettingsError, match=r"flag --url: supervisor\.url: cannot"):
+        load_connection(config=None, environ={}, flags={"supervisor.url": "ftp://x"})
+
+
+# --- what is wrong is named, all of it
+
+
+def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
+    found = problems(tmp_path / "absent.toml")
+    assert found[""].source == str(tmp_path / "absent.toml")
+    assert found[""].message == "cannot read it: no such file or directory"
+    assert "supervisor.url" not in found
+
+
+def test_without_any_file_the_needed_keys_are_named_with_the_place_to_write_them(tmp_path: Path) -> None:
+    found = problems(None, {"CONFIGURATION_DIRECTORY": str(tmp_path)})
+    assert set(found) == {"supervisor.url", "runtimes"}
+    assert found["supervisor.url"].source == str(tmp_path / "agent.toml")
+    assert "[runtimes.iggy]" in (found["runtimes"].hint or "")
+
+
+def test_every_problem_is_listed_with_its_file_and_key_at_once(write: Write) -> None:
+    config = write(
+        f"""
+        [supervisor]
+        url = "http://supervisor.example.com/{SECRET}"
+        ulr = "{SECRET}"
+        [agent]
+        retention_days = "{SECRET}"
+        [runtimes.igy]
+        driver = "systemd"
+        unit = "iggy.service"
+        [runtimes.iggy]
+        driver = "{SECRET}"
+        [runtimes.connectors]
+        driver = "docker"
+        unit = "x.service"
+        start_timeout = 500
+        """
+    )
+    drop_in = write(f'[runtimes.iggy.probe]\napi_kye = "{SECRET}"', name="conf.d/50-x.toml")
+    found = problems(config, {"AGENT_AGENT__SHUTDOWN_GRACE": SECRET})
+    assert set(found) == {
+        "supervisor.url",
+        "supervisor.ulr",
+        "agent.retention_days",
+        "agent.shutdown_grace",
+        "runtimes.igy",
+        "runtimes.iggy.driver",
+        "runtimes.iggy.probe.api_kye",
+        "runtimes.connectors.container",
+        "runtimes.connectors.unit",
+        "runtimes.connectors.action_timeout",
+    }
+    assert found["supervisor.ulr"].hint == "did you mean url?"
+    assert found["runtimes.igy"].hint == "did you mean iggy?"
+    assert found["runtimes.iggy.probe.api_kye"].hint == "did you mean api_key?"
+    assert found["runtimes.iggy.probe.api_kye"].source == str(drop_in)
+    assert found["agent.shutdown_grace"].source == "environment AGENT_AGENT__SHUTDOWN_GRACE"
+    assert found["supervisor.url"].source == str(config)
+    assert str(found["supervisor.ulr"]) == f"{config}: supervisor.ulr: cannot use it: no such setting"
+
+
+def test_a_key_that_is_like_no_other_gets_the_list_of_known_ones(write: Write) -> None:
+    found = problems(write(GOOD + "zzz = 1\n[xyzzy]\n[runtimes.qqqqqq]\ndriver='docker'\ncontainer='c'"))
+    assert "unit" in (found["runtimes.iggy.zzz"].hint or "")
+    assert "supervisor" in (found["xyzzy"].hint or "")
+    assert found["runtimes.qqqqqq"].hint == "known: iggy, connectors"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"[supervisor\n", "cannot parse it as TOML: expected"), (b"x = \xff", "cannot read it: not UTF-8")],
+)
+def test_a_file_that_is_not_toml_is_named_and_hides_what_it_may_hold(
+    write: Write, tmp_path: Path, content: bytes, message: str
+) -> None:
+    config = write()
+    write("[agent]\nretention_days = 0", name="conf.d/20-x.toml")
+    (tmp_path / "conf.d" / "10-broken.toml").write_bytes(content)
+    found = problems(config)
+    assert found[""].source.endswith("10-broken.toml")
+    assert found[""].message.startswith(message)
+    assert "agent.retention_days" in found
+
+
+def test_a_place_that_cannot_be_read_is_named(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    assert problems(tmp_path / "folder.toml")[""].message == "cannot read it: is a directory"
+    config = write()
+    (tmp_path / "conf.d" / "x.toml").mkdir(parents=True)
+    assert problems(config)[""].source.endswith("x.toml")
+    found = problems(None, {"CONFIGURATION_DIRECTORY": "/proc/self/mem"})
+    assert "not a directory" in found[""].message
+    found = problems(write(name="a/agent.toml"), {"CREDENTIALS_DIRECTORY": str(tmp_path / "absent")})
+    assert found[""].source == str(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("AGENT_SUPERVISR__URL", "did you mean AGENT_SUPERVISOR__URL?"),
+        ("AGENT_SUPERVISOR_URL", "did you mean AGENT_SUPERVISOR__URL?"),
+        ("AGENT_Q", "a setting's variable is AGENT_SECTION__KEY, such as AGENT_SUPERVISOR__URL"),
+        ("AGENT_RUNTIMES", "a setting's variable is AGENT_SECTION__KEY, such as AGENT_SUPERVISOR__URL"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_an_error(write: Write, variable: str, hint: str) -> None:
+    found = problems(write(), {variable: SECRET})
+    assert found[""].source == f"environment {variable}"
+    assert found[""].hint == hint
+
+
+def test_a_variable_whose_key_is_unknown_or_whose_json_is_broken_is_named(write: Write) -> None:
+    found = problems(
+        write(),
+        {
+            "AGENT_SUPERVISOR__URLL": SECRET,
+            "AGENT_RUNTIMES__IGGY__COMMAND": SECRET,
+            "AGENT_RUNTIMES__IGGY__PROBE": f"{{{SECRET}",
+            "AGENT_RUNTIMES__IGGY__ENVIRONMENT__9X": SECRET,
+        },
+    )
+    assert found["supervisor.urll"].source == "environment AGENT_SUPERVISOR__URLL"
+    assert found["runtimes.iggy.command"].source == "environment AGENT_RUNTIMES__IGGY__COMMAND"
+    assert found["runtimes.iggy.probe"].source == "environment AGENT_RUNTIMES__IGGY__PROBE"
+    assert found["runtimes.iggy.environment.9X"].source == "environment AGENT_RUNTIMES__IGGY__ENVIRONMENT__9X"
+
+
+@pytest.mark.parametrize(
+    "variable", ["AGENT_SUPERVISOR__", "AGENT___URL", "AGENT_RUNTIMES__IGGY", "AGENT_AGENT__A__B__C"]
+)
+def test_an_odd_variable_is_a_problem_and_never_a_crash(write: Write, variable: str) -> None:
+    assert problems(write(), {variable: SECRET})
+
+
+def test_a_credential_that_is_no_setting_or_cannot_be_read_is_named(write: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "runtimes__iggy__prob__api_key").write_text(SECRET)
+    (folder / "superviser__url").write_text(SECRET)
+    (folder / "enrolment_token").write_text(SECRET)
+    (folder / "agent__state_dir").mkdir()
+    (folder / "agent__socket").write_bytes(b"\xff\xfe")
+    (folder / "agent__log_level").symlink_to("nowhere")
+    with pytest.raises(InvalidSettingsError) as caught:
+        loaded(write(), CREDENTIALS_DIRECTORY=str(folder))
+    text = str(caught.value)
+    assert SECRET not in text
+    assert "credential runtimes__iggy__prob__api_key: runtimes.iggy.prob: cannot use it" in text
+    assert (
+        "credential superviser__url: superviser.url: cannot use it: no such setting\n  hint: did you mean supervisor?"
+        in text
+    )
+    assert (
+        "credential enrolment_token: cannot use it: no such credential\n  hint: did you mean enrollment_token?" in text
+    )
+    assert "credential agent__state_dir: cannot read it: is a directory" in text
+    assert "credential agent__socket: cannot read it: not UTF-8" in text
+    assert "agent__log_level" not in text
+
+
+def test_reading_a_credential(tmp_path: Path) -> None:
+    (tmp_path / "enrollment_token").write_text("  the-token\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert read_credential("enrollment_token", environ) == "the-token"
+    assert read_credential("other", environ) is None
+    assert read_credential("enrollment_token", {}) is None
+
+
+# --- the rules
+
+RULES: list[tuple[str, str, str]] = [
+    # key that is named, lines below [runtimes.iggy], what is said
+    ("unit", 'driver = "systemd"', "cannot be missing: driver systemd needs it"),
+    ("container", 'driver = "docker"', "cannot be missing: driver docker needs it"),
+    ("command", 'driver = "process"', "cannot be missing: driver process needs it"),
+    ("unit", 'driver = "docker"\ncontainer = "c"\nunit = "x.service"', "it is for driver systemd"),
+    ("container", 'driver = "systemd"\nunit = "x.service"\ncontainer = "c"', "it is for driver docker"),
+    ("owned", 'driver = "systemd"\nunit = "x.service"\nowned = false', "it is for driver process"),
+    ("environment", 'driver = "systemd"\nunit = "x.service"\nenvironment = {}', "it is for driver process"),
+    (
+        "working_directory",
+        'driver = "systemd"\nunit = "x.service"\nworking_directory = "/"',
+        "it is for driver process",
+    ),
+    ("unit", 'driver = "systemd"\nunit = "iggy"', "has to end with .service"),
+    ("unit", 'driver = "systemd"\nunit = "a b.service"', "letters, digits"),
+    ("container", 'driver = "docker"\ncontainer = "-x"', "letters, digits"),
+    ("command", 'driver = "process"\ncommand = []', "at least 1 item"),
+    ("command.0", 'driver = "process"\ncommand = [""]', "at least 1 character"),
+    ("command.1", 'driver = "process"\ncommand = ["a", "b\\nc"]', "cannot hold a newline"),
+    ("environment.A-B", 'driver = "process"\ncommand = ["a"]\nenvironment = {"A-B" = "c"}', "cannot be a variable"),
+    ("environment.A", 'driver = "process"\ncommand = ["a"]\nenvironment = {A = "\\u0000"}', "cannot hold a NUL"),
+    ("environment.A", 'driver = "process"\ncommand = ["a"]\nenvironment = {A = 1}', "valid string"),
+    ("working_directory", 'driver = "process"\ncommand = ["a"]\nworking_directory = "x"', "cannot be a relative path"),
+    ("working_directory", 'driver = "process"\ncommand = ["a"]\nworking_directory = "/\\u0000"', "cannot hold a NUL"),
+    ("action_timeout", 'driver = "docker"\ncontainer = "c"\naction_timeout = 159', "may take 160 s"),
+    ("start_timeout", 'driver = "docker"\ncontainer = "c"\nstart_timeout = 0', "greater than 0"),
+    ("start_timeout", 'driver = "docker"\ncontainer = "c"\nstart_timeout = inf', "less than or equal to 86400"),
+    ("start_timeout", 'driver = "docker"\ncontainer = "c"\nstart_timeout = nan', "greater than 0"),
+    ("start_timeout", 'driver = "docker"\ncontainer = "c"\nstart_timeout = true', "a number is needed"),
+]
+
+PROBES: list[tuple[str, str, str]] = [
+    ("tcp", 'http = "http://h"\ntcp = "h:1"', "the probe has http already"),
+    ("expect", 'tcp = "h:1"\nexpect = "x"', "it is for an http probe"),
+    ("status", "status = 200", "it is for an http probe"),
+    ("http", 'http = "ftp://h"', "it needs http:// or https://"),
+    ("http", 'http = "http://"', "it needs http:// or https://"),
+    ("http", 'http = "http://h:99999/"', "its host or port is malformed"),
+    ("http", 'http = "http://h:0/"', "it needs http:// or https://"),
+    ("http", 'http = "http://[::1/"', "its host or port is malformed"),
+    ("http", 'http = "http://h/a b"', "a space or a control character"),
+    ("http", f'http = "http://u:{SECRET}@h/"', "cannot hold a name or a password"),
+    ("http", 'http = "http://h/#x"', "cannot have a fragment"),
+    ("tcp", 'tcp = "8090"', "it has to be HOST:PORT"),
+    ("tcp", 'tcp = "h:65536"', "it has to be HOST:PORT"),
+    ("tcp", 'tcp = "::1:80"', "it has to be HOST:PORT"),
+    ("attempt_timeout", 'tcp = "h:1"\nattempt_timeout = 60', "has to be less than ready_timeout, 60 s"),
+    ("connectors", 'http = "http://h"\nconnectors = "warn"', "it is for runtime connectors"),
+    ("api_key", f'http = "http://h"\napi_key = "{SECRET}"', "it is for runtime connectors"),
+    ("stable_for", "stable_for = -1", "greater than or equal to 0"),
+    ("status", 'http = "http://h"\nstatus = 99', "greater than or equal to 100"),
+]
+
+
+@pytest.mark.parametrize(("key", "lines", "said"), RULES)
+def test_a_rule_of_a_runtime(write: Write, key: str, lines: str, said: str) -> None:
+    found = problems(write(f'[supervisor]\nurl = "https://s"\n[runtimes.iggy]\n{lines}'))
+    assert said in found[f"runtimes.iggy.{key}"].message
+
+
+@pytest.mark.parametrize(("key", "lines", "said"), PROBES)
+def test_a_rule_of_a_probe(write: Write, key: str, lines: str, said: str) -> None:
+    found = problems(write(f"{GOOD}[runtimes.iggy.probe]\n{lines}"))
+    assert said in found[f"runtimes.iggy.probe.{key}"].message
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["", 'tcp = "[::1]:8090"', 'tcp = "localhost:1"', 'http = "https://[::1]:3000/ping?x=1"', "stable_for = 0"],
+)
+def test_a_good_probe_is_accepted(write: Write, lines: str) -> None:
+    assert loaded(write(f"{GOOD}[runtimes.iggy.probe]\n{lines}")).settings.runtimes[RuntimeName.IGGY].probe is not None
+
+
+def test_the_smallest_action_timeout_is_the_sum_of_its_parts_and_margins(write: Write) -> None:
+    text = (
+        f"{GOOD}stop_timeout = 1\nstart_timeout = 2\naction_timeout = %s\n"
+        "[runtimes.iggy.probe]\nready_timeout = 4\nstable_for = 8\n"
+    )
+    assert loaded(write(text % 25)).settings.runtimes[RuntimeName.IGGY].action_timeout == 25
+    assert "may take 25 s" in problems(write(text % 24.9))["runtimes.iggy.action_timeout"].message
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:1", "http://127.8.9.1", "http://[::1]:80/x", "https://example.com:8443/sub"]
+)
+def test_an_url_of_a_supervisor_is_https_or_loopback(write: Write, url: str) -> None:
+    assert loaded(write(GOOD), AGENT_SUPERVISOR__URL=url).settings.supervisor.url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1",
+        "http://localhost.example.com",
+        "http://example.com",
+        "https://h?q=1",
+        f"https://u:{SECRET}@h",
+        "x",
+    ],
+)
+def test_any_other_url_of_a_supervisor_is_refused(write: Write, url: str) -> None:
+    assert "supervisor.url" in problems(write(GOOD), {"AGENT_SUPERVISOR__URL": url})
+
+
+def test_a_socket_path_has_to_fit_into_a_socket_address(write: Write) -> None:
+    assert "107 bytes" in problems(write(), {"AGENT_AGENT__SOCKET": "/" + "x" * 107})["agent.socket"].message
+    assert loaded(write(), AGENT_AGENT__SOCKET="/" + "x" * 106).settings.agent.socket.name == "x" * 106
+
+
+def test_settings_cannot_be_changed(write: Write) -> None:
+    settings = loaded(write()).settings
+    with pytest.raises(ValueError, match="frozen"):
+        settings.agent.retention_days = 1  # type: ignore[misc] # that is the point
+
+
+def test_the_model_checks_its_rules_without_any_file_too() -> None:
+    values: dict[str, Any] = {
+        "supervisor": {"url": "https://s"},
+        "agent": {"state_dir": "/s", "socket": "/s/s"},
+        "runtimes": {"iggy": {"driver": "docker"}},
+    }
+    with pytest.raises(ValueError, match="cannot be missing: driver docker needs it"):
+        Settings(**values)
+
+
+def test_the_error_prints_as_lines_with_hints(write: Write) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(write("[supervisor]\nurl = 'x'"))
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("agent.toml: supervisor.url: cannot be a URL: it needs http:// or https://, and a host")
+    assert lines[1].startswith("  hint: such as https://")
+
+
+# --- the sample file
+
+
+def test_the_sample_file_is_valid_as_it_is() -> None:
+    sample = Path(__file__).parent.parent / "config" / "agent.toml"
+    settings = loaded(sample).settings
+    assert set(settings.runtimes) == set(RuntimeName)
+
+
+def test_every_comment_of_the_sample_file_is_a_valid_line() -> None:
+    sample = (Path(__file__).parent.parent / "config" / "agent.toml").read_text()
+    uncommented = [line.removeprefix("#") for line in sample.splitlines() if not line.startswith("# ")]
+    values = tomllib.loads("\n".join(uncommented))
+    iggy = values["runtimes"]["iggy"]
+    assert set(values["agent"]) | {"probe"} >= {"state_dir", "socket", "retention_days"}
+    assert iggy["command"] == ["iggy-server"]
+    assert json.dumps(values)
+
+
+# --- places
+
+
+def test_places_of_root_are_the_systems_and_systemd_comes_first() -> None:
+    root = find_places({"XDG_STATE_HOME": "/x", "HOME": "/root"}, user_id=0)
+    assert str(root.state_dir) == "/var/lib/iggy-agent"
+    assert root.socket == SYSTEM_SOCKET
+    assert str(root.config) == "/etc/iggy-agent/agent.toml"
+    environ = {"STATE_DIRECTORY": "/s:/t", "RUNTIME_DIRECTORY": "/r", "CONFIGURATION_DIRECTORY": "/c"}
+    for user_id in (0, 1000):
+        places = find_places(environ, user_id=user_id)
+        assert (str(places.state_dir), str(places.socket), str(places.config)) == (
+            "/s",
+            "/r/agent.sock",
+            "/c/agent.toml",
+        )
+
+
+def test_places_of_others_are_xdgs() -> None:
+    environ = {"XDG_STATE_HOME": "/s", "XDG_RUNTIME_DIR": "/r", "XDG_CONFIG_HOME": "/c"}
+    places = find_places(environ, user_id=1000)
+    assert str(places.state_dir) == "/s/iggy-agent"
+    assert str(places.socket) == "/r/iggy-agent/agent.sock"
+    assert str(places.config) == "/c/iggy-agent/agent.toml"
+    places = find_places({"HOME": "/home/u", "XDG_STATE_HOME": "relative"}, user_id=1000)
+    assert str(places.state_dir) == "/home/u/.local/state/iggy-agent"
+    assert str(places.socket) == "/home/u/.local/state/iggy-agent/run/agent.sock"
+    assert str(places.config) == "/home/u/.config/iggy-agent/agent.toml"
+    assert find_places({}, user_id=1000).state_dir.is_absolute()
+
+
+def test_the_socket_to_ask_is_the_systems_if_it_is_there(tmp_path: Path) -> None:
+    own = find_places({}).socket
+    assert find_running_socket({}, system=tmp_path / "absent") == own
+    (tmp_path / "there").touch()
+    assert find_running_socket({}, system=tmp_path / "there") == tmp_path / "there"
+    assert find_running_socket({}, system=tmp_path / "there" / "below") == own
+    environ = {"RUNTIME_DIRECTORY": "/r"}
+    assert str(find_running_socket(environ, system=tmp_path / "there")) == "/r/agent.sock"
+
+
+def test_a_socket_in_a_closed_folder_is_the_one_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "lstat", denied)
+    assert find_running_socket({}, system=tmp_path / "x") == tmp_path / "x"
