@@ -139,9 +139,9 @@ async def test_after_any_failure_it_backs_off_sweeps_again_and_has_lost_nothing(
 
 async def test_a_supervisor_that_is_away_is_asked_ever_more_rarely(node: Node, supervisor: FakeSupervisor) -> None:
     supervisor.always("activities", status(500))
-    async with running(node.receiver(backoff=steady(0.1)).run()):
+    async with running(node.receiver(backoff=steady(0.05)).run()):
         await eventually(lambda: supervisor.count("activities") == 5)
-    for gap, least in zip(gaps(supervisor, "activities"), (0.1, 0.2, 0.4, 0.8), strict=True):
+    for gap, least in zip(gaps(supervisor, "activities"), (0.05, 0.1, 0.2, 0.4), strict=True):
         assert gap >= least * 0.95
 
 
@@ -227,7 +227,7 @@ async def test_an_answer_delivered_twice_and_out_of_order_is_taken_once(node: No
 async def test_a_list_that_does_not_go_on_is_a_failure_and_no_hot_loop(node: Node, supervisor: FakeSupervisor) -> None:
     await supervisor.dispatch(activity(1))
     supervisor.always("activities", altered(lambda answer: {**answer, "items": [activity(1)]}))
-    receiver = node.receiver(backoff=steady(0.3))
+    receiver = node.receiver(backoff=steady(0.2))
     async with running(receiver.run()):
         await eventually(lambda: supervisor.count("activities") >= 5)
         assert "does not go on" in node.conditions.all()[0].message
@@ -235,13 +235,13 @@ async def test_a_list_that_does_not_go_on_is_a_failure_and_no_hot_loop(node: Nod
         supervisor.always("activities", None)
         await eventually(lambda: "sweep_incomplete" not in node.conditions)
     # Two requests for each try; the tries are apart.
-    assert gaps(supervisor, "activities")[1] >= 0.3 * 0.95
-    assert gaps(supervisor, "activities")[3] >= 0.6 * 0.95
+    assert gaps(supervisor, "activities")[1] >= 0.2 * 0.95
+    assert gaps(supervisor, "activities")[3] >= 0.4 * 0.95
     assert await node.states() == {activity(1)["id"]: "received"}
 
 
 async def test_a_poll_that_brings_nothing_new_is_no_hot_loop(node: Node, supervisor: FakeSupervisor) -> None:
-    receiver = node.receiver(stall=steady(0.1))
+    receiver = node.receiver(stall=steady(0.05, cap=0.4))
     async with running(receiver.run()):
         await eventually(lambda: receiver.sweeps == 1 and supervisor.count("activities") == 2)
         await supervisor.dispatch({"sequence": None, "id": 5})
@@ -249,7 +249,7 @@ async def test_a_poll_that_brings_nothing_new_is_no_hot_loop(node: Node, supervi
         # And what is good behind it gets through.
         await supervisor.dispatch(activity(6))
         await eventually(lambda: node.journal.cursor == 6)
-    for gap, least in zip(gaps(supervisor, "activities")[2:5], (0.1, 0.2, 0.4), strict=True):
+    for gap, least in zip(gaps(supervisor, "activities")[2:5], (0.05, 0.1, 0.2), strict=True):
         assert gap >= least * 0.95
 
 

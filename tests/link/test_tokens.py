@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ async def a_rotating_node(
 async def rotating(
     supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
 ) -> AsyncIterator[Rotating]:
-    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", an_identity(token=TOKEN)) as made:
+    old = an_identity(token=TOKEN).model_copy(update={"token_issued_at": datetime.now(UTC) - timedelta(days=40)})
+    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", old) as made:
         yield made
 
 
@@ -82,7 +84,7 @@ def rotated(valid: timedelta = timedelta(hours=1), *, issued: timedelta = timede
 
 
 async def test_a_token_that_is_due_is_exchanged_and_kept(rotating: Rotating, supervisor: FakeSupervisor) -> None:
-    async with running(rotating.rotation(every=timedelta(seconds=0.3)).run()):
+    async with running(rotating.rotation().run()):
         await eventually(lambda: rotating.tokens.current() == "node-token-2")
         assert rotating.kept() == "node-token-2"
         assert "node-token-2" in rotating.learned
@@ -91,14 +93,24 @@ async def test_a_token_that_is_due_is_exchanged_and_kept(rotating: Rotating, sup
 
 
 async def test_a_young_token_is_left_alone(rotating: Rotating, supervisor: FakeSupervisor) -> None:
-    async with running(rotating.rotation().run()):
+    async with running(rotating.rotation(every=timedelta(days=50)).run()):
         await rotating.call()
     assert supervisor.count("token") == 0
 
 
+async def test_a_token_becomes_due_while_the_agent_runs(rotating: Rotating, supervisor: FakeSupervisor) -> None:
+    rotation = rotating.rotation()
+    rotation._every = datetime.now(UTC) - rotating.tokens.identity.token_issued_at + timedelta(seconds=0.3)
+    begun = time.monotonic()
+    async with running(rotation.run()):
+        await eventually(lambda: rotating.tokens.current() != TOKEN)
+    assert supervisor.count("token") == 1
+    assert supervisor.calls("token")[0].at - begun >= 0.25
+
+
 async def test_a_token_that_cannot_be_kept_is_not_used(rotating: Rotating, supervisor: FakeSupervisor) -> None:
     shutil.rmtree(rotating.state_dir)
-    async with running(rotating.rotation(every=timedelta(), backoff=steady(0.2)).run()):
+    async with running(rotating.rotation(backoff=steady(0.2)).run()):
         await eventually(lambda: "token_not_rotated" in rotating.node.conditions)
         assert rotating.tokens.current() == TOKEN
         await rotating.call()
@@ -121,9 +133,9 @@ async def test_a_rotation_that_fails_is_tried_again_with_the_token_that_works(
     rotating: Rotating, supervisor: FakeSupervisor, fault: Any
 ) -> None:
     supervisor.script("token", fault)
-    async with running(rotating.rotation(every=timedelta(seconds=0.5), backoff=steady(0.3)).run()):
+    async with running(rotating.rotation(backoff=steady(0.2)).run()):
         await eventually(lambda: rotating.tokens.current() != TOKEN)
-    assert gaps(supervisor, "token")[0] >= 0.28
+    assert gaps(supervisor, "token")[0] >= 0.19
 
 
 async def test_a_fresh_token_that_is_refused_falls_back_and_is_exchanged(
