@@ -10,6 +10,10 @@ from tests.conformance.programs import Connectors, Server, ask, until
 from tests.conformance.samples import SINK, SOURCE
 
 SECOND = 1_000_000
+STATS = """
+connectors_runtime_version connectors_runtime_version_semver process_id cpu_usage total_cpu_usage memory_usage
+total_memory available_memory run_time start_time sources_total sources_running sinks_total sinks_running connectors
+"""
 
 
 def write(connectors: Connectors, **files: str) -> Path:
@@ -43,23 +47,20 @@ def test_a_connector_that_does_not_exist(connectors: Connectors) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_source_and_a_sink_run_and_count(connectors: Connectors) -> None:
+def test_a_source_runs_and_counts(connectors: Connectors) -> None:
     write(connectors, source=SOURCE)
     connectors.started()
     until(lambda: connector(connectors, "random")["messages_sent"] > 0, "messages")
     stats = connectors.stats()
     assert (stats["sources_total"], stats["sources_running"]) == (1, 1)
+    assert stats.keys() == set(STATS.split())
     expected = {"connector_type": "source", "status": "running", "enabled": True, "errors": 0, "name": "Random source"}
     assert expected.items() <= connector(connectors, "random").items()
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_source_and_a_sink_of_its_stream_run_together_once_the_stream_exists(connectors: Connectors) -> None:
-    write(connectors, source=SOURCE)
-    first = connectors.started()
-    until(lambda: connector(connectors, "random")["messages_sent"] > 0, "messages")
-    first.stop()
-    write(connectors, sink=SINK)
+def test_a_source_and_a_sink_of_its_new_stream_run_together(connectors: Connectors) -> None:
+    write(connectors, source=SOURCE.replace("orders", "new"), sink=SINK.replace("orders", "new"))
     connectors.started()
     until(lambda: connector(connectors, "stdout")["messages_processed"] > 0, "messages in the sink")
     info = ask(connectors.port, "/sinks").json()[0]
@@ -132,6 +133,20 @@ def test_a_running_source_goes_on_after_iggy_was_away(connectors_of_server: Conn
     sent = connector(connectors_of_server, "random")["messages_sent"]
     until(lambda: connector(connectors_of_server, "random")["messages_sent"] > sent, "more messages")
     assert connector(connectors_of_server, "random")["status"] == "running"
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_stop_without_iggy_waits_for_the_source_and_is_still_graceful(
+    connectors_of_server: Connectors, server: Server
+) -> None:
+    if not server.programs.legacy:
+        pytest.skip("0.5 was not measured with it")
+    iggy = server.started()
+    write(connectors_of_server, source=SOURCE)
+    run = connectors_of_server.started()
+    iggy.stop()
+    until(lambda: "connecting to server" in run.log.split("Started iggy-connectors HTTP API")[1], "the loss")
+    assert run.stop() == 0
 
 
 def test_a_broken_connector_file_ends_it(connectors: Connectors) -> None:

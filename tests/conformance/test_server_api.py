@@ -8,6 +8,12 @@ import pytest
 from tests.conformance.programs import PASSWORD, Programs, Server, ask
 
 SECOND = 1_000_000
+STATS = """
+process_id cpu_usage total_cpu_usage memory_usage total_memory available_memory run_time start_time read_bytes
+written_bytes messages_size_bytes streams_count topics_count partitions_count segments_count messages_count
+clients_count consumer_groups_count hostname os_name os_version kernel_version iggy_server_version
+iggy_server_semver cache_metrics threads_count free_disk_space total_disk_space
+"""
 
 
 @pytest.fixture
@@ -67,6 +73,11 @@ def test_the_stats_identify_the_process_and_its_start(server: Server, legacy: bo
     assert abs(time.time() * SECOND - stats["start_time"]) < 60 * SECOND
     assert stats["iggy_server_version"].startswith("0.8." if legacy else "0.9.")
     assert stats["iggy_server_semver"] // 1000 == (8 if legacy else 9)
+
+
+def test_the_stats_have_the_known_fields(iggy: Server) -> None:
+    stats = ask(iggy.http, "/stats", headers=iggy.sign_in()).json()
+    assert stats.keys() >= set(STATS.split())
 
 
 def test_sizes_in_the_stats_are_strings_with_a_unit(iggy: Server) -> None:

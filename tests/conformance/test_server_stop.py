@@ -1,12 +1,13 @@
 """How iggy-server stops."""
 
+import http.client
 import signal
 import socket
 import time
 
 import pytest
 
-from tests.conformance.programs import Server, is_open
+from tests.conformance.programs import PATIENCE, Server, is_open
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -25,6 +26,20 @@ def test_a_client_that_stays_connected_does_not_hold_up_the_stop(server: Server)
         began = time.monotonic()
         assert run.stop() == 0
         assert time.monotonic() - began < 15
+
+
+def test_a_connection_that_is_kept_alive_does_not_hold_up_the_stop(server: Server) -> None:
+    """A probe that keeps its connection is such a client."""
+    run = server.started()
+    connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=PATIENCE)
+    try:
+        connection.request("GET", "/ping")
+        assert connection.getresponse().read() == b"pong"
+        began = time.monotonic()
+        assert run.stop() == 0
+        assert time.monotonic() - began < 10
+    finally:
+        connection.close()
 
 
 def test_a_stop_is_told_in_the_log(server: Server) -> None:

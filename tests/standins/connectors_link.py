@@ -29,6 +29,9 @@ class Link:
         settings: the table `[iggy]` of the configuration.
         console: the log.
 
+    Attributes:
+        lost: whether Iggy is away now, after it was there.
+
     Raises:
         LinkError: the address or the token cannot be used.
     """
@@ -46,6 +49,7 @@ class Link:
         token = _resolve_token(settings["token"])
         self._credentials = wire.Credentials(settings["username"], settings["password"], token)
         self._clients: list[wire.Client] = []
+        self.lost = False
 
     def connect(self) -> None:
         """Connect and sign in, twice, waiting for Iggy for ever; raise LinkError when it refuses."""
@@ -95,8 +99,10 @@ class Link:
                 except (OSError, ValueError):  # ValueError: it was closed by us
                     self._console.warn("", _TARGET, "The connection to the server is lost, reconnecting")
                     client.close()
+                    self.lost = True
                     with contextlib.suppress(LinkError):  # a running runtime lives on without Iggy
                         self._clients[position] = self._connect()
+                    self.lost = False
 
 
 def _resolve_token(token: str) -> str:

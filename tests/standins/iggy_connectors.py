@@ -29,6 +29,8 @@ Options:
   -V, --version  Print version
 """
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STUCK = 5.0
+"""The seconds that a stop waits for each source that cannot reach Iggy."""
 
 
 class PanicError(Exception):
@@ -115,7 +117,7 @@ class Runtime:
         link.keep()
         ending.leave_later(self._faults, functools.partial(self._console.error, "", "iggy_connectors"))
         self._stop.wait()
-        return self._shut_down(acceptor, link)
+        return self._shut_down(acceptor, link, connectors)
 
     def _read_connectors(self, config: Table) -> list[Connector]:
         folder = config["connectors"]["config_dir"]
@@ -170,11 +172,12 @@ class Runtime:
         broken = connector.key in self._faults.connectors_in_error()
         return connector.start(next(self._numbers), broken=broken)
 
-    def _shut_down(self, acceptor: listening.Acceptor | None, link: Link) -> int:
+    def _shut_down(self, acceptor: listening.Acceptor | None, link: Link, connectors: list[Connector]) -> int:
         self._console.info("", "iggy_connectors", "Received SIGTERM. Shutting down connectors runtime...")
         if acceptor is not None:
             acceptor.close()
-        self._stop.drain(0.003)
+        stuck = sum((one.kind, one.status) == ("source", "running") for one in connectors) if link.lost else 0
+        self._stop.drain(stuck * _STUCK or 0.003)
         link.close()
         if self._faults.on("dirty_stop"):
             sys.stderr.write("Error: stand-in: fault dirty_stop\n")
