@@ -145,11 +145,12 @@ class Fleet:
 
     def admitted(self, admitted: Admitted) -> None:
         """Take in what a call had that was new; polls of a replaced instance are let go."""
-        node = self._nodes[admitted.node.id]
-        node.revision = admitted.node.revision
-        replaced = node.instance != admitted.node.instance
-        node.instance = admitted.node.instance
-        self.replace_tokens(node.id, admitted.tokens)
+        node = self._nodes[admitted.node_id]
+        node.revision = admitted.revision
+        replaced = node.instance != admitted.instance
+        node.instance = admitted.instance
+        if admitted.tokens is not None:
+            self.replace_tokens(node.id, admitted.tokens)
         if replaced:
             node.wake()
 
@@ -229,4 +230,4 @@ def admission_of(node: Node, token: TokenRow, instance: str, revision: int) -> A
     """Return what the store has to be told about a call; nothing for almost every one."""
     if node.instance == instance and node.revision >= revision and token.used:
         return None
-    return Admission(node.id, token.hash, instance, revision)
+    return Admission(node.id, token.hash, instance, revision, first_use=not token.used)

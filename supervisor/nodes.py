@@ -63,14 +63,18 @@ class Admission:
     token_hash: str
     instance: str
     revision: int
+    first_use: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """A call that was accepted, and what is known of its node since."""
 
-    node: NodeRow
-    tokens: list[TokenRow]
+    node_id: int
+    instance: str
+    revision: int
+    tokens: list[TokenRow] | None
+    """All tokens of the node; nothing when they are as they were."""
 
 
 def create_enrollment_token(connection: sqlite3.Connection, deployment_id: int, token: str, ttl: int, now: int) -> int:
@@ -154,22 +158,38 @@ def admit(connection: sqlite3.Connection, admission: Admission, now: int) -> Adm
     Raises:
         ProblemError: The node was removed (410), or a newer instance has its identity (409).
     """
-    node = get_node(connection, admission.node_id)
-    if node.removed:
-        raise decommissioned(node.id)
-    if node.instance != admission.instance:
+    # Almost always only the revision has grown: one statement, for a whole fleet does this at once after a dispatch.
+    if (revision := _grow_revision(connection, admission)) is None:
+        node = get_node(connection, admission.node_id)
+        if node.removed:
+            raise decommissioned(node.id)
         _replace_instance(connection, node, admission.instance, now)
-    connection.execute(
-        "UPDATE nodes SET revision = max(revision, ?) WHERE id = ?", (admission.revision, admission.node_id)
-    )
-    token = connection.execute("SELECT used FROM node_tokens WHERE hash = ?", (admission.token_hash,)).fetchone()
-    if token is not None and not token["used"]:
-        connection.execute("UPDATE node_tokens SET used = 1 WHERE hash = ?", (admission.token_hash,))
+        revision = _grow_revision(connection, admission) or 0
+    tokens = None
+    if admission.first_use:
+        _note_first_use(connection, admission, now)
+        tokens = tokens_of(connection, admission.node_id)
+    return Admitted(admission.node_id, admission.instance, revision, tokens)
+
+
+def _grow_revision(connection: sqlite3.Connection, admission: Admission) -> int | None:
+    row = connection.execute(
+        "UPDATE nodes SET revision = max(revision, ?) WHERE id = ? AND instance = ? AND removed_at IS NULL"
+        " RETURNING revision",
+        (admission.revision, admission.node_id, admission.instance),
+    ).fetchone()
+    return None if row is None else int(row["revision"])
+
+
+def _note_first_use(connection: sqlite3.Connection, admission: Admission, now: int) -> None:
+    used = connection.execute(
+        "UPDATE node_tokens SET used = 1 WHERE hash = ? AND used = 0", (admission.token_hash,)
+    ).rowcount
+    if used:
         connection.execute(
             "UPDATE node_tokens SET expires_at = min(expires_at, ?) WHERE node_id = ? AND hash != ?",
             (now + TOKEN_OVERLAP, admission.node_id, admission.token_hash),
         )
-    return Admitted(get_node(connection, node.id), tokens_of(connection, node.id))
 
 
 def _replace_instance(connection: sqlite3.Connection, node: NodeRow, instance: str, now: int) -> None:
