@@ -73,10 +73,10 @@ async def resume(work: Work, seen: Observation) -> Result:
         return await BEGINNINGS[work.action.verb](work)
     decision = _decide(work, seen, call)
     if work.action.verb is Verb.RECONFIGURE:
-        return await reconfigure.finish_forward(work, not_this=await _again(work, call, decision))
+        return await reconfigure.finish_forward(work, not_this=await _again(work, call, decision, seen))
     if work.action.verb is not Verb.STOP:
-        return await actions.finish_up(work, not_this=await _again(work, call, decision))
-    if decision is Decision.COMPLETED:
+        return await actions.finish_up(work, not_this=await _again(work, call, decision, seen))
+    if decision is Decision.COMPLETED and seen.at_rest:
         work.saw(seen)
         return Result(changed=work.changed, evidence=work.all_evidence())
     if call.boot_id == read_boot_id():
@@ -90,7 +90,7 @@ async def resume_back(work: Work, going_back: GoingBack, seen: Observation) -> R
     if going_back.superseded or call is None:
         return await reconfigure.go_back(work, going_back)
     try:
-        not_this = await _again(work, call, _decide(work, seen, call))
+        not_this = await _again(work, call, _decide(work, seen, call), seen)
     except Rejection as rejection:
         return await reconfigure.rollback_failed(work, going_back, rejection)
     return await reconfigure.finish_back(work, going_back, not_this)
@@ -128,7 +128,7 @@ def _or_unknown(code: int | None) -> str:
     return "unknown" if code is None else str(code)
 
 
-async def _again(work: Work, call: JournaledCall, decision: Decision) -> Incarnation | None:
+async def _again(work: Work, call: JournaledCall, decision: Decision, seen: Observation) -> Incarnation | None:
     """Make the call again where the decision says so; returns the run that must not be the one seen ready."""
     driver = work.runtime.driver
     match decision:
@@ -138,8 +138,12 @@ async def _again(work: Work, call: JournaledCall, decision: Decision) -> Incarna
             outcome = await driver.restart(work.record)
             work.note(outcome)
             return outcome.before.incarnation if outcome.before.running else None
-        case Decision.RUN | Decision.START_ONLY:
+        case Decision.RUN | Decision.START_ONLY if seen.at_rest:
             work.note(await driver.start(work.record))
+            return None
+        case Decision.RUN | Decision.START_ONLY:
+            # Its main process has ended, and what is left of it would not let a new one begin.
+            work.note(await driver.restart(work.record))
             return None
         case Decision.COMPLETED | Decision.START_FAILED | Decision.OUTCOME_UNKNOWN:
             msg = f"nothing is done again after {decision}"

@@ -270,7 +270,7 @@ async def test_a_restart_without_effect_is_busy(bench: Bench) -> None:
     bench.world.begin()
     before = await bench.driver.observe()
 
-    async def restart(_record: object) -> Outcome:
+    async def restart(record: Recorder) -> Outcome:
         return Outcome(before, (Call.RESTART,))
 
     bench.driver.restart = restart  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ async def test_a_later_action_ends_the_wait_for_readiness(bench: Bench, action: 
         return bench.world.began == 2
 
     await until(waits, what="the restart waits for readiness")
-    more = {"config": make_config(5)} if action.startswith("reconfigure") else {}
+    more: dict[str, Any] = {"config": make_config(5)} if action.startswith("reconfigure") else {}
     second = await bench.dispatch(action, **more)
     superseded = await bench.finished(first)
     assert superseded.reason is not None

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from agent.activities import resume
 from agent.journal import RowState
-from agent.protocol import ReasonCode, ReportStatus
-from agent.runtimes.driver import Call
+from agent.protocol import ReasonCode, ReportStatus, RuntimeState
+from agent.runtimes.driver import Call, Observation, Outcome, Recorder
 from tests.activities.conftest import Bench, make_config, until
 
 NEVER = 10**6
@@ -52,7 +54,7 @@ async def test_a_crash_around_a_call_neither_repeats_nor_loses_its_effect(
     if action != "start":
         bench.world.begin()
     await bench.run()
-    more = {"config": make_config(5)} if action.startswith("reconfigure") else {}
+    more: dict[str, Any] = {"config": make_config(5)} if action.startswith("reconfigure") else {}
     activity_id = await bench.dispatch(action, **more)
     await die_at(bench, call, effect=effect)
     await bench.start_again(listed=False)
@@ -314,3 +316,40 @@ async def test_a_crash_after_the_decision_of_a_superseded_reconfigure_only_switc
     assert row.reason is not None
     assert (row.reason.code, row.evidence["outcome"]) == (ReasonCode.SUPERSEDED, "not_applied")
     assert (bench.world.began, await bench.current()) == (2, None)
+
+
+@pytest.mark.parametrize(("action", "call"), [("stop", Call.STOP), ("restart", Call.START), ("start", Call.START)])
+async def test_what_a_dead_run_left_behind_is_ended_before_the_verdict(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, action: str, call: Call
+) -> None:
+    """The main process is gone, a child of it is not: that is neither stopped nor can a new run begin."""
+    if action != "start":
+        bench.world.begin()
+    await bench.run()
+    activity_id = await bench.dispatch(action)
+    await die_at(bench, call, effect=action == "stop")
+    real_settle, real_stop, real_start = bench.driver.settle, bench.driver.stop, bench.driver.start
+    left_behind = True
+
+    async def settle() -> Observation:
+        seen = await real_settle()
+        return replace(seen, state=RuntimeState.STOPPING) if left_behind else seen
+
+    async def stop(record: Recorder) -> Outcome:
+        nonlocal left_behind
+        left_behind = False
+        return await real_stop(record)
+
+    async def restart(record: Recorder) -> Outcome:
+        await stop(record)
+        return await real_start(record)
+
+    async def start(record: Recorder) -> Outcome:
+        assert not left_behind
+        return await real_start(record)
+
+    for name, function in (("settle", settle), ("stop", stop), ("restart", restart), ("start", start)):
+        monkeypatch.setattr(bench.driver, name, function)
+    await bench.start_again(listed=False)
+    row = await bench.finished(activity_id)
+    assert (row.status, left_behind) == (ReportStatus.COMPLETED, False)

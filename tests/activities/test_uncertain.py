@@ -1,5 +1,7 @@
 """What a journal cannot know is never carried out: it is completed if it is true, else its outcome is unknown."""
 
+from typing import Any
+
 import pytest
 
 from agent.journal import Journal
@@ -30,7 +32,7 @@ async def test_after_a_loss_nothing_is_carried_out(bench: Bench, action: str, *,
     if running:
         bench.world.begin()
     await lose_the_journal(bench)
-    more = {"config": make_config(5)} if action.startswith("reconfigure") else {}
+    more: dict[str, Any] = {"config": make_config(5)} if action.startswith("reconfigure") else {}
     activity_id = await bench.dispatch(action, **more)
     await bench.run()
     await bench.list_again()
