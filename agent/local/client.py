@@ -45,6 +45,7 @@ def ask(path: Path, target: str) -> dict[str, Any]:
         connection.request("GET", target)
         response = connection.getresponse()
         body = response.read(MAX_BYTES + 1)
+        whole = not response.length  # what is still to come: http.client does not mind when nothing does
     except (FileNotFoundError, ConnectionRefusedError) as error:
         msg = f"cannot ask the agent: it is not running, nobody listens on {path}"
         raise UnavailableError(msg, hint="systemctl start iggy-agent; for another socket, --socket PATH") from error
@@ -59,13 +60,13 @@ def ask(path: Path, target: str) -> dict[str, Any]:
         raise UnavailableError(msg, hint="ask again; the agent may have just stopped") from error
     finally:
         connection.close()
-    return _read(body, response.status, path)
+    return _read(body if whole else b"", response.status, path)
 
 
 def _read(body: bytes, status: int, path: Path) -> dict[str, Any]:
     try:
-        answer = json.loads(body) if len(body) <= MAX_BYTES else None
-    except ValueError:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         msg = f"cannot read the answer of the agent: {path} does not speak its language"

@@ -189,7 +189,7 @@ def _refuse_to_steal(path: Path) -> None:
             client.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return
-        except TimeoutError:  # its backlog is full: somebody is there, and busy
+        except (TimeoutError, BlockingIOError):  # its backlog is full: somebody is there, and busy
             pass
     msg = f"cannot open the socket {path}: another agent answers on it"
     raise SocketError(msg, hint="stop the other agent, or give this one a state_dir and a socket of its own")
