@@ -18,7 +18,7 @@ from agent.activities.work import Work
 from agent.conditions import Conditions
 from agent.errors import JournalError, Rejection
 from agent.journal import Journal, Row, RowState
-from agent.protocol import Action, Config, ReasonCode, ReconfigureOutcome, ReportStatus, RuntimeName, Verb
+from agent.protocol import Action, Config, Reason, ReasonCode, ReconfigureOutcome, ReportStatus, RuntimeName, Verb
 from agent.runtimes.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -253,14 +253,15 @@ class Lane:
 
     async def _try_to_finish(self, row: Row, verdict: Verdict, *, recovered: bool) -> bool | None:
         """Write the verdict; None when it could not be written, False when the activity was over already."""
+        redactor = self.runtime.redactor
         try:
             return await self._journal.finish(
                 row.id,
                 status=verdict.status,
                 changed=verdict.changed,
                 recovered=recovered,
-                reason=verdict.reason,
-                evidence=verdict.evidence,
+                reason=verdict.reason and Reason.model_validate(redactor.data(verdict.reason.model_dump())),
+                evidence=redactor.data(verdict.evidence),
                 committed=verdict.committed,
             )
         except JournalError:

@@ -97,7 +97,7 @@ class Bench:
         """Start the lanes, as an agent that has just started does."""
         runtime = self.make_runtime()
         await runtime.open()
-        self._runtime = runtime
+        self.runtime = runtime
         await self.journal.know_runtime("iggy", current=None)
 
         async def nothing(_runtime: Runtime) -> None: ...
@@ -119,7 +119,7 @@ class Bench:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
             self.task = None
-            await self._runtime.close()
+            await self.runtime.close()
         await self.journal.close()
 
     async def start_again(self, *, listed: bool = True) -> None:

@@ -384,3 +384,20 @@ async def test_a_fault_of_the_agent_in_a_check_is_reported(bench: Bench, monkeyp
     row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
     assert row.reason is not None
     assert (row.reason.code, row.evidence["outcome"]) == (ReasonCode.INTERNAL, "not_applied")
+
+
+async def test_no_report_shows_a_secret(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+
+    async def log_tail(_incarnation: object, *, max_bytes: int) -> list[str]:
+        return ["the key is hunter22hunter22"]
+
+    bench.driver.log_tail = log_tail  # type: ignore[method-assign]
+    bench.runtime.redactor.add(["hunter22hunter22", "it says no"])
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert "it says no" not in row.reason.message
+    assert row.evidence["log_tail"] == ["the key is [redacted]"]
+    assert "it says no" not in str(row.evidence)
