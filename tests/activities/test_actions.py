@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from agent.protocol import ReasonCode, ReportStatus, RuntimeState
-from agent.runtimes.driver import Call, Observation, Outcome, Recorder
+from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Recorder
 from tests.activities.conftest import Bench, make_config, until
 
 
@@ -391,7 +391,7 @@ async def test_no_report_shows_a_secret(bench: Bench) -> None:
     bench.world.ready = False
     await bench.run()
 
-    async def log_tail(_incarnation: object, *, max_bytes: int) -> list[str]:
+    async def log_tail(incarnation: Incarnation | None, *, max_bytes: int) -> list[str]:
         return ["the key is hunter22hunter22"]
 
     bench.driver.log_tail = log_tail  # type: ignore[method-assign]
