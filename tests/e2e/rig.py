@@ -40,7 +40,7 @@ COMMAND_TIMEOUT = 30.0
 """Seconds that a command, such as `keys create`, may take."""
 END_TIMEOUT = 8.0
 """Seconds between SIGTERM and SIGKILL at the end: more than the agent's grace and its last reports."""
-LOG_LINES = 30
+LOG_LINES, LOG_COLUMNS = 15, 300
 
 
 class CommandFailedError(Exception):
@@ -203,29 +203,29 @@ class Rig:
         if wait:
             await until(self._agent_is_up, "the agent answers")
 
-    def _agent_is_up(self) -> bool:
+    async def _agent_is_up(self) -> bool:
         if not self.agent.alive:
             msg = f"the agent ended with {self.agent.exit_code}: {self.agent.tail()}"
             raise CommandFailedError(msg)
-        status = self.ask("/v1/status")
+        status = await self.ask("/v1/status")
         return status is not None and status["link"] is not None
 
-    def ask(self, target: str) -> dict[str, Any] | None:
+    async def ask(self, target: str) -> dict[str, Any] | None:
         """Ask the agent on its socket; None while it does not answer, or does not know."""
         try:
-            return ask(self.node.socket, target)
+            return await asyncio.to_thread(ask, self.node.socket, target)
         except AgentError:
             return None
 
-    def journaled(self, activity_id: int) -> dict[str, Any] | None:
+    async def journaled(self, activity_id: int) -> dict[str, Any] | None:
         """Return an activity as the agent's journal has it, with its calls; None while it has not."""
-        return self.ask(f"/v1/activities/{activity_id}")
+        return await self.ask(f"/v1/activities/{activity_id}")
 
     async def until_called(self, activity_id: int, call: str) -> None:
         """Wait until the agent has journaled a call of an activity, which it then makes."""
 
-        def called() -> bool:
-            row = self.journaled(activity_id)
+        async def called() -> bool:
+            row = await self.journaled(activity_id)
             return row is not None and any(made["call"] == call for made in row["calls"])
 
         await until(called, f"the call {call} of activity {activity_id} is journaled", every=0.002)
@@ -233,8 +233,8 @@ class Rig:
     async def until_journaled(self, activity_id: int, *states: str) -> dict[str, Any]:
         """Wait until an activity is in one of these states in the agent's journal, and return it."""
 
-        def found() -> dict[str, Any] | None:
-            row = self.journaled(activity_id)
+        async def found() -> dict[str, Any] | None:
+            row = await self.journaled(activity_id)
             return row if row is not None and row["state"] in states else None
 
         return await until(found, f"activity {activity_id} is {' or '.join(states)} in the journal", every=0.002)
@@ -289,13 +289,11 @@ class Rig:
         """Return the ends of all logs, for whoever has to find out what happened."""
         if not hasattr(self, "folder"):
             return "the rig had not begun"
-        files = [*self.folder.glob("*.log"), *self.folder.glob("state/runtimes/*/log/*.log")]
-        ends = (
-            f"--- {file.relative_to(self.folder)}\n"
-            + "\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
-            for file in files
-        )
-        return "\n".join(["the ends of the rig's logs:", *ends])
+        shown = ["the ends of the rig's logs:"]
+        for file in [*self.folder.glob("*.log"), *self.folder.glob("state/runtimes/*/log/*.log")]:
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            shown += [f"--- {file.relative_to(self.folder)}", *(line[:LOG_COLUMNS] for line in lines[-LOG_LINES:])]
+        return "\n".join(shown)
 
 
 def _begin_command(argv: Sequence[str], folder: Path) -> subprocess.Popen[str]:
