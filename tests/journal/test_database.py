@@ -226,6 +226,12 @@ def test_no_file_is_made_where_none_is(tmp_path: Path, opened: object) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_no_database_is_left_closed(tmp_path: Path) -> None:
+    (tmp_path / "some.db").write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError, match="file is not a database"):
+        connect(tmp_path / "some.db")
+
+
 def test_a_sqlite_without_strict_tables_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
     with pytest.raises(JournalError, match="is too old"):

@@ -464,9 +464,10 @@ async def test_a_started_one_stays_the_work_of_recovery_when_the_journal_turns_o
     assert [row.id for row in await node.journal.unfinished()] == [1]
 
 
-async def test_a_known_row_at_or_below_the_mark_becomes_uncertain_when_it_is_listed(node: Node) -> None:
-    """A journal that was salvaged by hand, or written by an older agent: the mark counts also for what is known."""
+@pytest.mark.parametrize(("change", "uncertain"), [("mark = 1", [True, False]), ("lost = 1", [True, True])])
+async def test_what_is_known_is_judged_again_when_it_is_listed(node: Node, change: str, uncertain: list[bool]) -> None:
+    """Whatever made the journal doubtful, each listing is judged by what it knows then."""
     await node.take(activity(1), activity(2))
-    await node.reopen(lambda: node.edit("UPDATE journal SET mark = 1"))
+    await node.reopen(lambda: node.edit(f"UPDATE journal SET {change}"))
     await node.take(activity(1), activity(2))
-    assert [(await node.row(number)).uncertain for number in (1, 2)] == [True, False]
+    assert [(await node.row(number)).uncertain for number in (1, 2)] == uncertain
