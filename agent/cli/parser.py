@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "truth about them.",
         epilog=EXIT_CODES,
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_run(commands)
@@ -67,6 +68,7 @@ def _add(commands: Commands, name: str, sentence: str, example: str, *, more: st
         description=f"{sentence} {more}".rstrip(),
         epilog=f"example:\n  {example}",
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,  # an abbreviation in somebody's script would break when an option is added
     )
     return parser
 
