@@ -274,6 +274,9 @@ def test_a_place_that_cannot_be_read_is_named(write: Write, tmp_path: Path) -> N
     config = write()
     (tmp_path / "conf.d" / "x.toml").mkdir(parents=True)
     assert problems(config)[""].source.endswith("x.toml")
+    looping = write(name="b/agent.toml")
+    (tmp_path / "b" / "conf.d").symlink_to("conf.d")
+    assert problems(looping)[""].source == str(tmp_path / "b" / "conf.d")
     found = problems(None, {"CONFIGURATION_DIRECTORY": "/proc/self/mem"})
     assert "not a directory" in found[""].message
     found = problems(write(name="a/agent.toml"), {"CREDENTIALS_DIRECTORY": str(tmp_path / "absent")})
@@ -303,8 +306,10 @@ def test_a_variable_whose_key_is_unknown_or_whose_json_is_broken_is_named(write:
             "AGENT_RUNTIMES__IGGY__COMMAND": SECRET,
             "AGENT_RUNTIMES__IGGY__PROBE": f"{{{SECRET}",
             "AGENT_RUNTIMES__IGGY__ENVIRONMENT__9X": SECRET,
+            "AGENT_RUNTIMES__CONNECTORS__ENVIRONMENT": f"{{{SECRET}",
         },
     )
+    assert found["runtimes.connectors.environment"].message == "cannot parse it: a list or a table has to be JSON"
     assert found["supervisor.urll"].source == "environment AGENT_SUPERVISOR__URLL"
     assert found["runtimes.iggy.command"].source == "environment AGENT_RUNTIMES__IGGY__COMMAND"
     assert found["runtimes.iggy.probe"].source == "environment AGENT_RUNTIMES__IGGY__PROBE"

@@ -53,9 +53,9 @@ def test_the_socket_is_found_by_the_environment(
 @pytest.mark.parametrize("arguments", [["status"], ["activities"], ["activities", str(ACTIVITY["id"])]])
 def test_asking_starts_without_the_heavy_libraries(agent: Agent, arguments: list[str]) -> None:
     code = (
-        "import sys; from agent.cli import main; "
+        "import sys; before = set(sys.modules); from agent.cli import main; "
         f"code = main({[*arguments, '--socket', str(agent.socket)]!r}); "
-        f"loaded = sorted(set({HEAVY!r}) & set(sys.modules)); "
+        f"loaded = sorted(set({HEAVY!r}) & set(sys.modules) - before); "
         "sys.exit(f'loaded: {loaded}' if loaded or code else 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)

@@ -14,7 +14,7 @@ RUNTIME = RuntimeStatus(
     driver=DriverKind.SYSTEMD,
     state=RuntimeState.RUNNING,
     ready=True,
-    incarnation="0123456789abcdef0123456789abcdef",
+    incarnation="ffffffffffffffffffff0123456789ab",
     started_at=NOW - timedelta(hours=3),
     restarts=2,
     config_id=42,

@@ -112,6 +112,13 @@ def test_closing_removes_the_socket_and_can_be_repeated(agent: Agent) -> None:
     agent.close()
 
 
+def test_closing_minds_nothing_when_somebody_removed_the_socket(agent: Agent) -> None:
+    agent.socket.unlink()
+    with capture_logs() as logs:
+        agent.close()
+    assert logs == []
+
+
 def test_the_socket_of_a_dead_agent_is_replaced(folder: Path) -> None:
     path = folder / "agent.sock"
     with socket.socket(socket.AF_UNIX) as dead:
