@@ -358,8 +358,17 @@ class Daemon:
         }
 
     def _link_status(self) -> dict[str, Any] | None:
-        client = self._client
-        return None if client is None else {str(channel): asdict(client.status(channel)) for channel in Channel}
+        """Show how each kind of call does; an error that a success came after is history, and left to the log."""
+        if self._client is None:
+            return None
+        shown = {}
+        for channel in Channel:
+            facts = asdict(self._client.status(channel))
+            success, failure = facts["last_success_at"], facts["last_error_at"]
+            if success is not None and failure is not None and failure < success:
+                del facts["last_error"], facts["last_error_at"]
+            shown[str(channel)] = facts
+        return shown
 
     async def _activities(self, limit: int) -> list[dict[str, Any]]:
         return [] if self._journal is None else [views.summary(row) for row in await self._journal.recent(limit)]

@@ -176,4 +176,4 @@ class Work:
     def all_evidence(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the evidence so far, with the calls that were made."""
         calls = [call.call for call in self.row.calls] + self.calls
-        return {**self.evidence, "calls": calls, **(more or {})}
+        return {**self.evidence, **(more or {}), "calls": calls}

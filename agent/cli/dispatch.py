@@ -71,6 +71,10 @@ def _find(name: str) -> Callable[[argparse.Namespace], int]:
             from agent.cli.check_config import check_config
 
             return check_config
+        case "polkit-rule":
+            from agent.cli.polkit_rule import polkit_rule
+
+            return polkit_rule
         case _:
             from agent.cli.version import version
 

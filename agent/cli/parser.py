@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_activities(commands)
     _add_check_config(commands)
+    _add_polkit_rule(commands)
     version = _add(commands, "version", "Show the version of the agent.", "iggy-agent version --format json")
     _add_format(version)
     return parser
@@ -136,6 +137,18 @@ def _add_check_config(commands: Commands) -> None:
         action="store_true",
         help="show every setting that is in force and where it came from, secrets masked",
     )
+    _add_format(parser)
+
+
+def _add_polkit_rule(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "polkit-rule",
+        "Print the polkit rule that lets the agent's user manage exactly the units of the settings.",
+        "iggy-agent polkit-rule > /etc/polkit-1/rules.d/60-iggy-agent.rules",
+    )
+    parser.add_argument("--user", metavar="NAME", help="the agent's user; this one by default, iggy-agent for root")
+    _add_config(parser)
     _add_format(parser)
 
 

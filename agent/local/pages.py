@@ -66,6 +66,8 @@ def age(moment: datetime, *, now: datetime) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
+_RUN_WIDTH = 12
+"""Characters shown of a run's identity: its end, for the beginning may be the same for all runs of a boot."""
 _RUNTIME_COLUMNS = ("RUNTIME", "DRIVER", "STATE", "READY", "RUN", "CONFIG", "RESTARTS", "SINCE", "ACTIVITY")
 
 
@@ -77,7 +79,7 @@ def _runtime_row(runtime: Facts, now: datetime) -> tuple[object, ...]:
         runtime.get("driver"),
         runtime.get("state") or "unknown",
         runtime.get("ready"),
-        (runtime.get("incarnation") or "-")[:12],
+        (runtime.get("incarnation") or "-")[-_RUN_WIDTH:],
         f"{config or 'none'}{' (drifted)' if runtime.get('drifted') else ''}",
         runtime.get("restarts"),
         _moment(runtime.get("started_at"), now),
