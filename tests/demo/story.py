@@ -102,7 +102,8 @@ class Story:
         await self._rig.until_called(activity.id, "stop")
         self._kill_agent()
         run.send(signal.SIGCONT)
-        await self._recover(activity)
+        recovered = (await self._recover(activity)).recovered
+        self._ledger.check(recovered, f"activity {activity.id} was not finished by recovery")
 
     async def _kill_the_agent_after_the_effect(self) -> None:
         self._teller.chapter("kill -9 when the new run of connectors is there, and not yet seen ready")
@@ -110,19 +111,18 @@ class Story:
             activity = await self._dispatch(CONNECTORS, "restart", births=1)
             await self._rig.until_born(CONNECTORS, self._ledger.births[CONNECTORS])
             self._kill_agent()
-            if (await self._rig.api.get(activity.id)).status is ActivityStatus.PROCESSING:
-                await self._recover(activity)
+            if (await self._recover(activity)).recovered:
                 return
-            self._teller.say("the agent was faster than the kill; once more")
-            await self._rig.start_agent()
-        self._ledger.check(fact=False, problem=f"the agent was faster than the kill {KILL_ATTEMPTS} times")
+            self._teller.say("the agent was done before the kill; once more")
+        self._ledger.check(fact=False, problem=f"the agent was done before the kill {KILL_ATTEMPTS} times")
 
-    async def _recover(self, activity: Activity) -> None:
+    async def _recover(self, activity: Activity) -> Activity:
         await self._rig.start_agent()
         self._teller.say(f"agent started again, pid {self._rig.agent.pid}")
         finished = await self._finish(activity)
-        self._ledger.check(finished.recovered, f"activity {activity.id} was not finished by recovery")
-        self._teller.say("restarted once, and reported once: recovered=true")
+        if finished.recovered:
+            self._teller.say("done once, reported once: recovered=true")
+        return finished
 
     async def _lose_the_supervisor(self) -> None:
         self._teller.chapter("the Supervisor goes away before it has the report")

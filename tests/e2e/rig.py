@@ -134,7 +134,8 @@ class Rig:
 
     def _remove_folder(self) -> None:
         if not self._keep_folder:
-            shutil.rmtree(self.folder)
+            # What somebody else still writes there, such as an agent started by hand, is no failure of the rig.
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- the Supervisor
 

@@ -17,6 +17,8 @@ LAST_LINE = re.compile(r"demo: completed=(\d+) rejected=(\d+) repeated=(\d+) los
 TIMEOUT = 150.0
 """Seconds; it takes 20 where nothing else runs."""
 
+pytestmark = pytest.mark.timeout(TIMEOUT + 10)
+
 
 def start_demo(temporary: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start the demo with a temporary folder of its own, so that what it leaves can be seen."""
@@ -62,7 +64,6 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(TIMEOUT + 10)
 def test_the_demo_shows_the_main_job_and_says_so_in_its_last_line(programs: Programs, tmp_path: Path) -> None:
     given = {name: value for name, value in os.environ.items() if name in {"IGGY_SERVER", "IGGY_CONNECTORS"}}
     demo = start_demo(tmp_path, "--programs", "real" if programs.real else "standin", **given)
