@@ -38,7 +38,9 @@ from agent.link.standing import Standing
 from agent.link.tokens import Rotation, Tokens
 from agent.local import views
 from agent.local.machine import read_node_status
+from agent.local.notify import ServiceManager
 from agent.local.server import LocalServer
+from agent.progress import Progress
 from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, Verb, format_time
 from agent.redaction import Redactor
 from agent.runtimes.driver import Step
@@ -52,6 +54,8 @@ LOOK_FOR_IDENTITY = 1.0
 """Seconds between two looks for an identity that `iggy-agent enroll` may have made."""
 PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
+JOURNAL_ANSWERS_WITHIN = 15.0
+"""Seconds after which the journal's thread is taken to be stuck: a disk that hangs, not one that is slow."""
 FLUSH_TIMEOUT = 2.0
 """Seconds that the last reports get when the agent ends; what is not sent then is sent after the next start."""
 
@@ -112,6 +116,8 @@ class Daemon:
         self._conditions = Conditions()
         self._standing = Standing(self._conditions)
         self._clock = SupervisorClock(self._conditions)
+        self._progress = Progress()
+        self._manager = ServiceManager(os.environ)
         self._machine = ThreadPoolExecutor(1, "machine")
         self._identity: Identity | None = None
         self._journal: Journal | None = None
@@ -123,10 +129,12 @@ class Daemon:
         """Run until a signal; see the module's text for how it ends."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._stop)
         log.info("agent.started", version=self._version, python=sys.version.split()[0], pid=os.getpid())
         async with AsyncExitStack() as stack:
             stack.callback(self._machine.shutdown, wait=False)
+            self._conditions.on_change(self._manager.wake)
+            await stack.enter_async_context(self._manager.telling(self._status_line, self._stuck))
             server = LocalServer(
                 self._settings.agent.socket, status=self._status, activities=self._activities, activity=self._activity
             )
@@ -136,6 +144,34 @@ class Daemon:
             if identity is not None:
                 await self._run_as(identity, stack)
         log.info("agent.stopped")
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._manager.stopping()
+
+    def _status_line(self) -> str:
+        identity, lanes = self._identity, self._lanes
+        current = {} if lanes is None else {name: lanes.current(name) for name in self._runtimes}
+        line = views.status_line(
+            None if identity is None else identity.node_id,
+            acting={name: activity_id for name, activity_id in current.items() if activity_id is not None},
+            conditions=self._conditions.all(),
+            stopping=self._stopping.is_set(),
+        )
+        return self._redactor.text(line)
+
+    async def _stuck(self) -> list[str]:
+        """Name the loops that do not go round, and the journal if its thread does not answer."""
+        stuck = self._progress.late()
+        if self._journal is not None:
+            try:
+                async with asyncio.timeout(JOURNAL_ANSWERS_WITHIN):
+                    await self._journal.counts()
+            except TimeoutError:
+                stuck.append("journal")
+            except JournalError as error:  # it moves; what is wrong with it is a condition
+                log.debug("watchdog.journal", cause=error.message)
+        return stuck
 
     # --- who this node is
 
@@ -149,6 +185,8 @@ class Daemon:
                 self._conditions.clear("not_enrolled")
                 return identity
             pause = await self._try_to_enrol(backoff)
+            if pause:  # up, degraded, and to be enrolled: that is no reason to be started again
+                self._manager.ready()
             try:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -213,9 +251,16 @@ class Daemon:
     async def _run_parts(self, journal: Journal, client: SupervisorClient, tokens: Tokens) -> None:
         """Run every loop until a signal, then end them in order."""
         standing, conditions, pace = self._standing, self._conditions, Pace()
-        reporter = Reporter(client, journal, standing=standing, conditions=conditions)
+        mark = self._progress.mark
+        reporter = Reporter(client, journal, standing=standing, conditions=conditions, mark=mark("reporter"))
         receiver = Receiver(
-            client, journal, standing=standing, conditions=conditions, pace=pace, swept=reporter.try_refused
+            client,
+            journal,
+            standing=standing,
+            conditions=conditions,
+            pace=pace,
+            swept=reporter.try_refused,
+            mark=mark("receiver"),
         )
         heartbeat = Heartbeat(
             client,
@@ -236,8 +281,10 @@ class Daemon:
             permitted=lambda: standing.permitted,
             conditions=conditions,
             on_recovered=self._start_owned,
+            progress=self._progress,
         )
         async with asyncio.TaskGroup() as group:
+            self._manager.ready()
             receiving = group.create_task(receiver.run(), name="receiver")
             acting = group.create_task(lanes.run(), name="lanes")
             others = [

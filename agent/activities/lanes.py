@@ -18,6 +18,7 @@ from agent.activities.work import Work
 from agent.conditions import Conditions
 from agent.errors import JournalError, Rejection
 from agent.journal import Journal, Row, RowState
+from agent.progress import Mark, Progress
 from agent.protocol import Action, Config, Reason, ReasonCode, ReconfigureOutcome, ReportStatus, RuntimeName, Verb
 from agent.runtimes.runtime import Runtime
 
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 WRITE_AGAIN = 1.0
 """Seconds between two tries to use a journal that cannot be written."""
+LONGEST_STEP = 120.0
+"""Seconds; more than what a lane does between two activities can take. Past it the lane is stuck."""
 SUPERSEDING = frozenset({Verb.STOP, Verb.RESTART, Verb.RECONFIGURE})
 """Verbs that end an earlier activity's wait for readiness, so that the fix is never blocked by the fault."""
 
@@ -55,6 +58,7 @@ class Lane:
         permitted: Whether this agent may act; False once another instance took over, or the node is decommissioned.
         conditions: Where it says that it has to wait.
         on_recovered: Awaited once recovery is over, before anything new begins.
+        mark: Shows that the lane goes on.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Lane:
         permitted: Callable[[], bool],
         conditions: Conditions,
         on_recovered: Callable[[Runtime], Awaitable[None]],
+        mark: Mark,
     ) -> None:
         self.runtime = runtime
         self.current: int | None = None
@@ -75,6 +80,7 @@ class Lane:
         self._permitted = permitted
         self._conditions = conditions
         self._on_recovered = on_recovered
+        self._mark = mark
         self._work_ready = journal.work_ready.subscribe()
         self._stopping = False
         self._checked: dict[int, bool] = {}
@@ -89,8 +95,10 @@ class Lane:
         await self._recover()
         await self._on_recovered(self.runtime)
         while not self._stopping:
+            self._mark.within(LONGEST_STEP)
             row = await self._next()
             if row is None:
+                self._mark.rest()
                 await self._work_ready.wait()
             else:
                 await self._take_up(row)
@@ -100,8 +108,13 @@ class Lane:
             try:
                 return await self._journal.next(self.runtime.name)
             except JournalError:
-                await asyncio.sleep(WRITE_AGAIN)
+                await self._pause()
         return None
+
+    async def _pause(self) -> None:
+        """Wait until a journal that cannot be used may be tried again; the lane is not stuck meanwhile."""
+        self._mark.within(LONGEST_STEP)
+        await asyncio.sleep(WRITE_AGAIN)
 
     async def _take_up(self, row: Row) -> None:
         """Judge whether it may begin, write `started`, and carry it out."""
@@ -215,6 +228,10 @@ class Lane:
 
     async def _try_to_carry_out(self, work: Work) -> Verdict | None:
         """Carry it out; None when a step could not be written."""
+        if work.recovered:  # a driver that is away is waited for
+            self._mark.rest()
+        else:  # its deadline, that of going back, and what is written around both
+            self._mark.within(2 * self.runtime.timeouts.action + LONGEST_STEP)
         try:
             if work.recovered:
                 return await execution.recover(work, self._conditions)
@@ -233,8 +250,8 @@ class Lane:
 
     async def _finish(self, row: Row, verdict: Verdict, *, recovered: bool = False, seconds: float = 0.0) -> None:
         """Write the verdict, however long it takes: an activity is not over before its report is durable."""
-        while (written := await self._try_to_finish(row, verdict, recovered=recovered)) is None:  # noqa: ASYNC110 - a disk has no event
-            await asyncio.sleep(WRITE_AGAIN)
+        while (written := await self._try_to_finish(row, verdict, recovered=recovered)) is None:
+            await self._pause()
         self._checked.pop(row.id, None)
         if not written:
             return
@@ -311,7 +328,9 @@ class Lanes:
         permitted: Callable[[], bool],
         conditions: Conditions,
         on_recovered: Callable[[Runtime], Awaitable[None]],
+        progress: Progress | None = None,
     ) -> None:
+        progress = progress or Progress()
         self._journal = journal
         self._permitted = permitted
         self._work_ready = journal.work_ready.subscribe()
@@ -324,6 +343,7 @@ class Lanes:
                 permitted=permitted,
                 conditions=conditions,
                 on_recovered=on_recovered,
+                mark=progress.mark(f"lane of {name}"),
             )
             for name, runtime in runtimes.items()
         }

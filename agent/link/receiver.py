@@ -21,6 +21,7 @@ from agent.link.failures import Failure
 from agent.link.health import Channel, LinkStatus
 from agent.link.pace import Pace
 from agent.link.standing import Standing
+from agent.progress import Mark
 from agent.protocol import MAX_ID
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,8 @@ EARLY = 1.0
 """Seconds; a poll that was to be held, and came back empty sooner than this, was not held."""
 LONGEST_STALL = 10.0
 """Seconds; the longest pause after an answer that brought nothing new."""
+LONGEST_ROUND = 600.0
+"""Seconds; more than one call and its pause can take, which are bounded. Past it the loop is stuck."""
 
 
 class Receiver:
@@ -51,6 +54,7 @@ class Receiver:
         sweep_interval: Seconds between sweeps.
         backoff: Delays after failures.
         stall: Delays after answers that brought nothing new.
+        mark: Shows that the loop goes round.
     """
 
     def __init__(  # noqa: PLR0913 - a loop is given all that it needs
@@ -66,6 +70,7 @@ class Receiver:
         sweep_interval: float = SWEEP_INTERVAL,
         backoff: Backoff | None = None,
         stall: Backoff | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self._client = client
         self._journal = journal
@@ -77,6 +82,7 @@ class Receiver:
         self._sweep_interval = sweep_interval
         self._backoff = backoff or Backoff()
         self._stall = stall or Backoff(cap=LONGEST_STALL)
+        self._mark = mark or Mark()
         self._sweep_at = 0.0
         self.sweeps = 0
         """Complete ones, since the agent started."""
@@ -91,7 +97,9 @@ class Receiver:
     async def run(self) -> None:
         """Receive until cancelled; no failure of the network, the Supervisor or the disk ends it."""
         while True:
+            self._mark.rest()
             await self._standing.wait_if_lost()
+            self._mark.within(LONGEST_ROUND)
             try:
                 if time.monotonic() >= self._sweep_at:
                     await self._sweep()
@@ -102,6 +110,7 @@ class Receiver:
                 self._sweep_at = 0.0
                 seconds = self._backoff.failed(error)
                 if self._standing.permitted:
+                    self._mark.within(seconds + LONGEST_ROUND)
                     log.warning("receive.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
                     await asyncio.sleep(seconds)
             else:
@@ -134,6 +143,7 @@ class Receiver:
         """
         after = last = 0
         while True:
+            self._mark.within(LONGEST_ROUND)
             answer = await self._client.activities(after=after, wait=0, limit=self._page)
             if await self._outdated(answer.revision):
                 return None

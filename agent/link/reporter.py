@@ -19,6 +19,7 @@ from agent.link.health import Channel, LinkStatus
 from agent.link.held import Held
 from agent.link.parcel import Parcel, batches, pack
 from agent.link.standing import Standing
+from agent.progress import Mark
 from agent.protocol import ReportOutcome
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,8 @@ BATCH = 100
 """Reports in one call, the most that the protocol allows."""
 IDLE = 300.0
 """Seconds after which the outbox is looked at without having been called."""
+LONGEST_ROUND = 600.0
+"""Seconds; more than one call or one wait can take, which are bounded. Past it the loop is stuck."""
 
 
 class Reporter:
@@ -46,6 +49,7 @@ class Reporter:
         backoff: Delays after failures.
         refusals: Delays between calls that are refused one after the other.
         held: Which reports wait.
+        mark: Shows that the loop goes round.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Reporter:
         backoff: Backoff | None = None,
         refusals: Backoff | None = None,
         held: Held | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self._client = client
         self._journal = journal
@@ -66,6 +71,7 @@ class Reporter:
         self._backoff = backoff or Backoff()
         self._refusals = refusals or Backoff(first=0.1, cap=10.0)
         self._held = Held() if held is None else held
+        self._mark = mark or Mark()
         self._ready = journal.report_ready.subscribe()
         self._conflict_until: float | None = None
 
@@ -82,17 +88,21 @@ class Reporter:
     async def run(self) -> None:
         """Report until cancelled; no failure of the network, the Supervisor or the disk ends it."""
         while True:
+            self._mark.rest()
             await self._standing.wait_if_lost()
+            self._mark.within(LONGEST_ROUND)
             try:
                 sent = await self._send_pending()
             except (SupervisorError, JournalError) as error:
                 seconds = self._backoff.failed(error)
                 if self._standing.permitted:
+                    self._mark.within(seconds + LONGEST_ROUND)
                     log.warning("report.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
                     await asyncio.sleep(seconds)
                 continue
             self._show()
             if not sent:
+                self._mark.within(LONGEST_ROUND)
                 await self._wait()
 
     async def _wait(self) -> None:
@@ -124,6 +134,7 @@ class Reporter:
         pending = [batch]
         while pending:
             parcels = pending.pop()
+            self._mark.within(LONGEST_ROUND)
             try:
                 outcomes = await self._client.report([parcel.content for parcel in parcels])
             except SupervisorError as error:

@@ -1,5 +1,6 @@
 """What the local API shows of the journal, as JSON values."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.conditions import Condition
@@ -10,6 +11,27 @@ from agent.protocol import format_time
 def condition(shown: Condition) -> dict[str, Any]:
     """Show one thing that is wrong."""
     return {"code": shown.code, "message": shown.message, "hint": shown.hint, "since": format_time(shown.since)}
+
+
+def status_line(
+    node_id: int | None, *, acting: Mapping[str, int], conditions: Sequence[Condition], stopping: bool
+) -> str:
+    """Say in one line how the agent is: whose node it is, what it does, what is wrong first of all.
+
+    Args:
+        node_id: None before it is enrolled.
+        acting: Runtime → the activity that acts on it now.
+        conditions: What is wrong, oldest first.
+        stopping: Whether the agent is about to end.
+    """
+    parts = ["not enrolled" if node_id is None else f"node {node_id}"]
+    if stopping:
+        parts.append("stopping")
+    parts += [f"activity {activity_id} on {runtime}" for runtime, activity_id in acting.items()]
+    if conditions:
+        more = f" (and {len(conditions) - 1} more)" if len(conditions) > 1 else ""
+        parts.append(f"degraded: {conditions[0].message}{more}")
+    return "; ".join(parts)
 
 
 def summary(row: Row) -> dict[str, Any]:
