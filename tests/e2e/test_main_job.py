@@ -10,7 +10,7 @@ import pytest
 from agent.protocol import ActivityStatus, ReasonCode, RuntimeName
 from tests.e2e.node_settings import Options
 from tests.e2e.programs import Programs
-from tests.e2e.public_api import Activity, ApiError
+from tests.e2e.public_api import Activity
 from tests.e2e.rig import AGENT, Rig
 from tests.e2e.waiting import until
 
@@ -201,21 +201,3 @@ async def test_the_node_and_its_runtimes_are_seen_by_the_api_the_supervisor_and_
         status = await rig.command([*AGENT, "status", "--socket", str(rig.node.socket), "--format", "json"])
         assert (status["healthy"], status["agent"]["node_id"]) == (True, rig.node_id)
         assert {one["runtime"]: one["ready"] for one in status["runtimes"]} == {"iggy": True, "connectors": False}
-
-
-async def test_what_cannot_be_dispatched_is_refused_and_reaches_no_node(programs: Programs) -> None:
-    async with Rig(programs) as rig:
-        await rig.start_agent()
-        for runtime, action, nodes, code in (
-            ("kafka", "restart", None, "unknown_runtime"),
-            ("iggy", "explode", None, "unknown_action"),
-            ("iggy", "reconfigure:42", None, "unknown_config"),
-            ("iggy", "restart", [42], "unknown_node"),
-            ("iggy", "restart", [], "invalid_body"),
-        ):
-            body = {} if nodes is None else {"nodes": nodes}
-            with pytest.raises(ApiError) as refused:
-                await rig.api.call("POST", f"activities/{runtime}/{action}", body)
-            assert 400 <= refused.value.status < 500
-            assert refused.value.problem["code"] == code
-        assert (await rig.api.activities(), counts(rig)) == ([], [0, 0])
