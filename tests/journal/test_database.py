@@ -87,6 +87,12 @@ async def test_an_error_of_the_disk_names_the_file(database: Database) -> None:
         await database.run(work)
 
 
+async def test_a_text_that_cannot_be_decoded_is_an_error_of_the_journal(database: Database) -> None:
+    """Python finds it, also in SQLite's own messages about a damaged file."""
+    with pytest.raises(JournalError, match="can't decode"):
+        await database.run(b"\xff".decode)
+
+
 async def test_a_file_that_another_process_keeps_locked_is_an_error_and_nothing_is_written(database: Database) -> None:
     await database.read(lambda connection: connection.execute("PRAGMA busy_timeout = 50"))
     other = sqlite3.connect(database.path, isolation_level=None)

@@ -303,6 +303,13 @@ async def test_nothing_begins_while_the_journal_is_lost(lost: Node) -> None:
     assert await lost.next_id() == 1
 
 
+async def test_whatever_a_lost_journal_holds_is_not_started(node: Node) -> None:
+    await node.take(activity(1))
+    await node.reopen(lambda: node.edit("UPDATE journal SET lost = 1"))
+    assert not (await node.row(1)).uncertain
+    assert not await node.start(1)
+
+
 async def test_what_the_first_sweep_lists_is_never_carried_out(lost: Node) -> None:
     await lost.sweep(activity(1), activity(2), last=2)
     row = await lost.journal.next("iggy")

@@ -139,6 +139,14 @@ def overwrite_a_page(node: Node) -> None:
 def use_another_program(node: Node) -> None:
     node.path.unlink()
     node.edit("CREATE TABLE songs (name TEXT)")
+    node.edit("PRAGMA user_version = 99")
+
+
+def claim_another_format(node: Node) -> None:
+    """The number of the schema's format: sqlite.org/fileformat.html#schema_format_number."""
+    content = bytearray(node.path.read_bytes())
+    content[47] = 9
+    node.path.write_bytes(content)
 
 
 def take_another_nodes(node: Node) -> None:
@@ -169,6 +177,13 @@ def break_the_encoding(node: Node) -> None:
     node.edit("UPDATE activities SET runtime = CAST(x'ff' AS TEXT) WHERE id = 3")
 
 
+def break_the_schema(node: Node) -> None:
+    """SQLite's message about it quotes what is no text."""
+    content = node.path.read_bytes()
+    assert content.count(b"CREATE TABLE calls") == 1
+    node.path.write_bytes(content.replace(b"CREATE TABLE calls", b"CREATE TABL\xff calls"))
+
+
 def break_an_index(node: Node) -> None:
     """Its entries, not its form: the rows are there, and no query by lane finds them."""
     connection = sqlite3.connect(node.path)
@@ -188,6 +203,7 @@ DAMAGES = [
     cut_in_half,
     overwrite_a_page,
     use_another_program,
+    claim_another_format,
     take_another_nodes,
     lose_its_line,
     lose_a_table,
@@ -195,6 +211,7 @@ DAMAGES = [
     break_a_text,
     break_a_reports_status,
     break_the_encoding,
+    break_the_schema,
     break_an_index,
 ]
 
@@ -234,6 +251,23 @@ async def test_reports_that_are_still_readable_are_saved(full: Node, damage: Cal
     await full.reopen(lambda: damage(full))
     assert await full.journal.outbox(10) == [report]
     assert "(1 reports were saved from the old one)" in full.conditions.all()[0].message
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (delete, "it is missing"),
+        (empty, "it is empty"),
+        (fill_with_garbage, "file is not a database"),
+        (use_another_program, "it is not a journal of this agent"),
+        (take_another_nodes, "it is not the one that identity.json names"),
+    ],
+    ids=["missing", "empty", "garbage", "another program's", "another node's"],
+)
+async def test_it_says_why_it_was_replaced(full: Node, damage: Callable[[Node], None], cause: str) -> None:
+    damage(full)
+    await full.open()
+    assert full.conditions.all()[0].message.startswith(f"a new journal was begun, because {cause} (")
 
 
 async def test_reports_before_and_behind_a_damaged_page_are_saved(node: Node) -> None:
@@ -339,12 +373,13 @@ async def test_any_flipped_bit_is_survived(full: Node) -> None:
 # --- a crash while it is replaced
 
 
-@pytest.mark.parametrize("step", ["_set_aside", "_put_in_place", "rename of the WAL"])
+@pytest.mark.parametrize("step", ["_set_aside", "_put_in_place", "second rename"])
 async def test_a_crash_while_it_is_replaced_loses_no_report(
     full: Node, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_another_nodes(full)
-    leave_as_if_killed(full, lambda connection: connection.execute("UPDATE journal SET cursor = 77"))
+    """What is wrong stands in the WAL: the file alone would pass for a sound, older one."""
+    leave_as_if_killed(full, lambda connection: connection.execute("UPDATE journal SET journal_id = 'another'"))
+    renamed: list[Path] = []
 
     def crash(*_: object) -> None:
         msg = "the machine went down"
@@ -352,13 +387,14 @@ async def test_a_crash_while_it_is_replaced_loses_no_report(
 
     rename = Path.rename
 
-    def crash_at_the_wal(path: Path, target: str | Path) -> Path:
-        if path.name.endswith("-wal"):
+    def crash_at_the_second(path: Path, target: str | Path) -> Path:
+        renamed.append(path)
+        if len(renamed) == 2:
             crash()
         return rename(path, target)
 
-    if step == "rename of the WAL":
-        monkeypatch.setattr(Path, "rename", crash_at_the_wal)
+    if step == "second rename":
+        monkeypatch.setattr(Path, "rename", crash_at_the_second)
     else:
         monkeypatch.setattr(opening, step, crash)
     with pytest.raises(JournalError, match="the machine went down"):
