@@ -19,7 +19,17 @@ from agent.conditions import Conditions
 from agent.errors import JournalError, Rejection
 from agent.journal import Journal, Row, RowState
 from agent.progress import Mark, Progress
-from agent.protocol import Action, Config, Reason, ReasonCode, ReconfigureOutcome, ReportStatus, RuntimeName, Verb
+from agent.protocol import (
+    Action,
+    Config,
+    Reason,
+    ReasonCode,
+    ReconfigureOutcome,
+    ReportStatus,
+    RuntimeName,
+    Verb,
+    format_time,
+)
 from agent.runtimes.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -155,7 +165,7 @@ class Lane:
         if expires_at is not None and self._now() >= expires_at:
             raise Rejection(
                 ReasonCode.EXPIRED,
-                f"cannot begin: it was to begin before {expires_at.isoformat()}",
+                f"cannot begin: it was to begin before {format_time(expires_at)}",
                 hint="dispatch it again if it is still wanted",
             )
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NewType, Protocol
 
-from agent.protocol import Config, DriverKind, RuntimeState
+from agent.protocol import Config, DriverKind, RuntimeState, format_time
 
 Incarnation = NewType("Incarnation", str)
 """Opaque identity of one run of a runtime; equal means the same run, also after the agent or the machine restarted."""
@@ -82,7 +82,7 @@ class Observation:
             "state": str(self.state),
             "incarnation": self.incarnation,
             "pid": self.pid,
-            "started_at": self.started_at.isoformat() if self.started_at else None,
+            "started_at": format_time(self.started_at) if self.started_at else None,
             "exit_code": self.exit_code,
             "restarts": self.restarts,
             **self.detail,
