@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real check format lock docs clean
+.PHONY: help setup demo test test-real check format lock docs clean install uninstall wheelhouse
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,21 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 
 docs: $(STAMP) ## Generate the generated pages anew
 	$(BIN)/python -m tests.docs
+
+# What the service gets: see systemd/install, which says what these variables mean.
+INSTALL = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" WHEELHOUSE="$(WHEELHOUSE)" WHEEL="$(WHEEL)" \
+	BUILD_PYTHON="$(wildcard $(BIN)/python)" PURGE="$(PURGE)" systemd/install
+PREFIX ?= /usr/local
+
+install: ## Install the agent as a systemd service (DESTDIR=DIR PREFIX=/usr/local WHEELHOUSE=DIR)
+	@$(INSTALL) install
+
+uninstall: ## Take the service away; its state stays (PURGE=1: that too)
+	@$(INSTALL) uninstall
+
+wheelhouse: $(STAMP) ## Gather what `make install WHEELHOUSE=build/wheelhouse` needs without a network
+	@rm -rf build/wheelhouse
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock -d build/wheelhouse
 
 lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock
