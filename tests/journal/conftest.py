@@ -132,6 +132,20 @@ class Node:
         finally:
             connection.close()
 
+    def leave_as_if_killed(self, statement: str) -> None:
+        """Run a statement on the closed journal, and leave file and WAL as they are on the disk while it is open."""
+        killed = self.folder / "killed"
+        killed.mkdir()
+        connection = sqlite3.connect(self.path)
+        with connection:
+            connection.execute(statement)
+        for name in ("journal.db", "journal.db-wal"):
+            shutil.copy(self.folder / name, killed / name)
+        connection.close()
+        for name in ("journal.db", "journal.db-wal"):
+            (killed / name).replace(self.folder / name)
+        killed.rmdir()
+
     def set_aside(self) -> list[Path]:
         """List the journals that were set aside, without their companions."""
         found = self.folder.glob("journal.db.damaged-*")
@@ -145,3 +159,15 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     await node.open()
     yield node
     await node.close()
+
+
+@pytest.fixture
+async def full(node: Node) -> Node:
+    """A closed journal with an activity in each state: 1 reported, 2 finished, 3 started, 4 received."""
+    await node.carry_out(1)
+    await node.sweep(*(activity(number) for number in (2, 3, 4)))
+    await node.start(2)
+    await node.finish(2, evidence={"log": ["x" * 500]})
+    await node.start(3)
+    await node.close()
+    return node

@@ -65,8 +65,9 @@ async def test_what_a_full_disk_refused_was_neither_written_nor_announced(node: 
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     output, _ = await asyncio.wait_for(process.communicate(), 30)
     said = json.loads(output.splitlines()[-1])
-    assert [error is not None and "cannot use the journal" in error for error in said["errors"]] == [True] * 3
-    assert said["meanwhile"] == {"revision": 1, "cursor": 2, "conditions": ["journal_unwritable"]}
+    for seen in said["meanwhile"]:
+        assert "cannot use the journal" in seen.pop("error")
+        assert seen == {"revision": 1, "cursor": 2, "conditions": ["journal_unwritable"]}
     assert said["begun"]
     assert said["afterwards"] == {"revision": 2, "cursor": 2, "conditions": []}
     await node.open()
