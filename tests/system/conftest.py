@@ -1,0 +1,61 @@
+"""One booted node for all tests here; where it cannot be had they are skipped, in CI they fail."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.programs import standin_programs
+from tests.system.booted import Booted, missing, system_python
+from tests.system.node import Node, Outside, wheelhouse_is_there
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All on one loop, and in one process when there are several."""
+    for item in items:
+        if item.path.parent.name == "system":
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            item.add_marker(pytest.mark.xdist_group("system"))
+            item.add_marker(pytest.mark.timeout(180))
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """The interpreter of the service."""
+    lacks = missing()
+    python = system_python()
+    if python is None:
+        lacks.append("a Python of the same version outside of /root and /home (Debian: python3-venv)")
+    if not wheelhouse_is_there():
+        lacks.append("the wheels (make wheelhouse)")
+    if python is not None and not lacks:
+        return python
+    message = f"a booted systemd cannot be had here; missing: {', '.join(lacks)}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def system(python: str) -> Iterator[Booted]:
+    """The files of a node, mounted; the node of all tests boots it."""
+    system = Booted()
+    try:
+        system.mount()
+        yield system
+    finally:
+        system.end()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def node(system: Booted, python: str) -> AsyncIterator[Node]:
+    """The node, installed, booted, enrolled and up."""
+    async with Outside(standin_programs()) as supervisor:
+        node = Node(system, supervisor)
+        node.install(python)
+        node.write(python)
+        system.boot()
+        node.start()
+        await node.until_up()
+        yield node

@@ -1,0 +1,187 @@
+"""A node on the booted systemd: `make install`, users, settings, a credential to enrol with; the Supervisor outside."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.protocol import RuntimeName
+from tests.e2e.births import Birth, read_births
+from tests.e2e.node_settings import PASSWORD, USERNAME
+from tests.e2e.public_api import PublicApi
+from tests.e2e.rig import Rig
+from tests.e2e.waiting import until
+from tests.system.booted import Booted
+
+ROOT = Path(__file__).resolve().parents[2]
+WHEELHOUSE = ROOT / "build" / "wheelhouse"
+UNIT = {RuntimeName.IGGY: "iggy.service", RuntimeName.CONNECTORS: "iggy-connectors.service"}
+STATE = {RuntimeName.IGGY: "/var/lib/iggy", RuntimeName.CONNECTORS: "/var/lib/iggy-connectors"}
+STANDINS = "/usr/local/lib/standins"
+SETTINGS = """\
+[supervisor]
+url = "{url}"
+
+[agent]
+shutdown_grace = 5
+
+[runtimes.iggy]
+driver = "systemd"
+unit = "iggy.service"
+start_timeout = 15
+stop_timeout = 15
+action_timeout = 60
+
+[runtimes.iggy.probe]
+http = "http://127.0.0.1:{iggy}/ping"
+expect = "pong"
+ready_timeout = 15
+stable_for = 0.2
+
+[runtimes.connectors]
+driver = "systemd"
+unit = "iggy-connectors.service"
+start_timeout = 15
+stop_timeout = 15
+action_timeout = 60
+
+[runtimes.connectors.probe]
+http = "http://127.0.0.1:{connectors}/health"
+ready_timeout = 15
+stable_for = 0.2
+"""
+
+
+class Outside(Rig):
+    """The Supervisor's side of the usual rig: its agent and its runtimes are never started."""
+
+    token: str
+
+    async def enroll(self, token: str) -> None:
+        """Keep the token for the node."""
+        self.token = token
+
+
+class Node:
+    """The node, and how to look at it from outside.
+
+    Args:
+        system: Mounted, and not booted yet.
+        supervisor: Up.
+    """
+
+    def __init__(self, system: Booted, supervisor: Outside) -> None:
+        self.system = system
+        self.supervisor = supervisor
+
+    @property
+    def api(self) -> PublicApi:
+        """A user's side of the Supervisor."""
+        return self.supervisor.api
+
+    # --- set up
+
+    def install(self, python: str, *, wheel: Path | None = None) -> None:
+        """Install the agent into the system's files, by the command that people use."""
+        more = [] if wheel is None else [f"WHEEL={wheel}"]
+        destination, wheels = f"DESTDIR={self.system.root_outside}", f"WHEELHOUSE={WHEELHOUSE}"
+        self.system.outside("make", "-C", str(ROOT), "install", destination, f"PYTHON={python}", wheels, *more)
+
+    def write(self, python: str) -> None:
+        """Write the settings of the node, and the stand-ins as its two programs."""
+        ports, system = self.supervisor.node.ports, self.system
+        settings = SETTINGS.format(
+            url=self.supervisor.supervisor_url, iggy=ports.iggy_http, connectors=ports.connectors_http
+        )
+        system.write("etc/iggy-agent/agent.toml", settings, mode=0o640)
+        system.write("etc/credstore/enrollment_token", self.supervisor.token, mode=0o600)
+        shutil.copytree(
+            ROOT / "tests/standins", system.root / STANDINS[1:], ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for runtime, name in ((RuntimeName.IGGY, "iggy-server"), (RuntimeName.CONNECTORS, "iggy-connectors")):
+            program = f'#!/bin/sh\nexec {python} -I -S {STANDINS} {name} "$@"\n'
+            system.write(f"usr/local/bin/{name}", program, mode=0o755)
+            system.write(self._environment_file(runtime), _lines(self._environment(runtime)), mode=0o600)
+        (system.root / "etc/iggy/connectors").mkdir()
+
+    def start(self) -> None:
+        """Begin as a user would: users and folders, then `enable --now`."""
+        for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"], ["systemctl", "daemon-reload"]):
+            self.system.run(*command)
+        self.system.run("systemctl", "enable", "--quiet", "--now", "iggy-agent")
+
+    def _environment_file(self, runtime: RuntimeName) -> str:
+        return f"etc/iggy/{runtime}.env"
+
+    def _environment(self, runtime: RuntimeName) -> dict[str, str]:
+        ports = self.supervisor.node.ports
+        common = {
+            "STANDIN_STARTS_FILE": f"{STATE[runtime]}/starts.jsonl",
+            "STANDIN_FAULTS_FILE": f"{STATE[runtime]}/faults",
+        }
+        if runtime is RuntimeName.IGGY:
+            return common | {
+                "IGGY_HTTP_ADDRESS": f"127.0.0.1:{ports.iggy_http}",
+                "IGGY_TCP_ADDRESS": f"127.0.0.1:{ports.iggy_tcp}",
+                "IGGY_QUIC_ADDRESS": f"127.0.0.1:{ports.iggy_quic}",
+                "IGGY_WEBSOCKET_ADDRESS": f"127.0.0.1:{ports.iggy_websocket}",
+                "IGGY_SYSTEM_MEMORY_POOL_SIZE": "512 MiB",
+                "IGGY_ROOT_USERNAME": USERNAME,
+                "IGGY_ROOT_PASSWORD": PASSWORD,
+            }
+        return common | {
+            "IGGY_CONNECTORS_HTTP_ADDRESS": f"127.0.0.1:{ports.connectors_http}",
+            "IGGY_CONNECTORS_IGGY_ADDRESS": f"127.0.0.1:{ports.iggy_tcp}",
+            "IGGY_CONNECTORS_IGGY_USERNAME": USERNAME,
+            "IGGY_CONNECTORS_IGGY_PASSWORD": PASSWORD,
+            "IGGY_CONNECTORS_CONNECTORS_CONFIG_DIR": "/etc/iggy/connectors",
+        }
+
+    # --- look
+
+    def agent(self, *properties: str) -> dict[str, str]:
+        """Read properties of the agent's unit."""
+        return self.system.show("iggy-agent", *properties)
+
+    async def status(self) -> dict[str, Any] | None:
+        """Ask the agent, as its operator does; None while it does not answer."""
+        done = await asyncio.to_thread(self.system.run, "iggy-agent", "status", "--format", "json", check=False)
+        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": {}}
+        return None if "error" in answer else answer
+
+    async def until_up(self) -> dict[str, Any]:
+        """Wait until the agent talks with the Supervisor, and return its status."""
+
+        async def up() -> dict[str, Any] | None:
+            status = await self.status()
+            good = status is not None and status["link"] and status["link"]["activities"]["last_success_at"]
+            return status if good else None
+
+        try:
+            return await until(up, "the agent talks with the Supervisor", every=0.05)
+        except TimeoutError as error:
+            error.add_note(self.system.journal("iggy-agent"))
+            raise
+
+    def births(self, runtime: RuntimeName) -> list[Birth]:
+        """Return every run of a runtime, as its program itself recorded it."""
+        return read_births(self.system.root / STATE[runtime][1:] / "starts.jsonl", runtime)
+
+    def invocation(self, unit: str) -> str:
+        """Return the run that a unit has, or had last; empty when systemd does not know."""
+        return self.system.show(unit, "InvocationID")["InvocationID"]
+
+    def switch_faults(self, runtime: RuntimeName, *faults: str) -> None:
+        """Switch exactly these faults of a stand-in on."""
+        self.system.write(f"{STATE[runtime]}/faults", "\n".join(faults))
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    return "".join(f"{name}={json.dumps(value)}\n" for name, value in values.items())
+
+
+def wheelhouse_is_there() -> bool:
+    """Whether `make wheelhouse` was run."""
+    return any(WHEELHOUSE.glob("*.whl"))
