@@ -34,9 +34,20 @@ def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, red
 
 
 def _make_driver(name: RuntimeName, settings: RuntimeSettings, folder: Path, releases: Releases) -> Driver:
+    if settings.driver is DriverKind.SYSTEMD and settings.unit is not None:
+        from agent.runtimes.systemd import SystemdDriver  # noqa: PLC0415 - its library is loaded where it is used only
+
+        return SystemdDriver(
+            runtime=name,
+            unit=settings.unit,
+            folder=folder,
+            releases=releases,
+            start_timeout=settings.start_timeout,
+            stop_timeout=settings.stop_timeout,
+        )
     if settings.driver is not DriverKind.PROCESS or settings.command is None:
-        msg = f"cannot manage {name} through {settings.driver}: this version has the process driver only"
-        raise SettingsError(msg, hint=f'set runtimes.{name}.driver = "process" and runtimes.{name}.command')
+        msg = f"cannot manage {name} through {settings.driver}: this version has the drivers systemd and process"
+        raise SettingsError(msg, hint=f'set runtimes.{name}.driver = "systemd" and runtimes.{name}.unit')
     return ProcessDriver(
         runtime=name,
         command=settings.command,

@@ -196,6 +196,8 @@ class Wait:
     def _ended(self, seen: Observation) -> Rejection:
         if seen.state is RuntimeState.MISSING:
             how = "it is not there any more"
+        elif cause := seen.detail.get("cause"):
+            how = str(cause)
         elif seen.exit_code is not None:
             how = f"it ended by itself with exit code {seen.exit_code}"
         else:

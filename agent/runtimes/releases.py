@@ -133,6 +133,16 @@ class Releases:
             raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config")
         return release
 
+    def switched_at(self) -> float | None:
+        """Return when `current` was pointed to its release, in seconds since the epoch; None when there is none.
+
+        The kernel writes down the change of a renamed link's name: its ctime, on a clock a few milliseconds behind.
+        """
+        try:
+            return self._current.lstat().st_ctime
+        except FileNotFoundError:
+            return None
+
     def get(self, name: str) -> Release | None:
         """Return a release by its name; None when it is not here, or damaged."""
         try:

@@ -16,6 +16,9 @@ from agent.runtimes import proc
 from agent.runtimes.driver import Observation, Step
 from agent.runtimes.process import ProcessDriver
 from agent.runtimes.releases import Releases
+from agent.runtimes.systemd import SystemdDriver
+from tests.fakes.systemd import FakeSystemd, PrivateBus
+from tests.runtimes.systemd_rig import driver_of, fake_systemd, private_bus
 
 BORN = "echo $$ >> births"
 """The first thing that each of these runtimes does, so that runs can be counted."""
@@ -111,3 +114,21 @@ async def said(driver: ProcessDriver, run: Observation, text: str) -> list[str]:
             if text in lines:
                 return lines
             await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[PrivateBus]:
+    with private_bus(tmp_path) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def systemd(bus: PrivateBus) -> AsyncIterator[FakeSystemd]:
+    async with fake_systemd(bus) as systemd:
+        yield systemd
+
+
+@pytest.fixture
+async def driver(systemd: FakeSystemd, folder: Path) -> AsyncIterator[SystemdDriver]:
+    async with driver_of(systemd.address, folder) as driver:
+        yield driver

@@ -1,0 +1,155 @@
+"""One unit on the bus: reading it, queueing jobs for it, and hearing of its changes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from agent.runtimes.bus import MANAGER, MANAGER_PATH, PROPERTIES, BusError, RefusedError, SystemdBus, signal_rule
+from agent.runtimes.jobs import Jobs
+from agent.runtimes.units import Unit
+
+log = structlog.get_logger(__name__)
+
+_JOB = "org.freedesktop.systemd1.Job"
+_READ = frozenset(
+    {
+        "Id",
+        "LoadState",
+        "LoadError",
+        "ActiveState",
+        "SubState",
+        "Result",
+        "InvocationID",
+        "Job",
+        "NeedDaemonReload",
+        "StateChangeTimestampMonotonic",
+        "InactiveEnterTimestampMonotonic",
+        "InactiveExitTimestamp",
+        "InactiveExitTimestampMonotonic",
+        "MainPID",
+        "ExecMainCode",
+        "ExecMainStatus",
+        "ExecMainStartTimestamp",
+        "ExecMainExitTimestamp",
+        "NRestarts",
+        "MemoryCurrent",
+        "CPUUsageNSec",
+        "Conditions",
+        "ConditionResult",
+        "ConditionTimestampMonotonic",
+        "Asserts",
+        "AssertResult",
+        "AssertTimestampMonotonic",
+        "TimeoutStopUSec",
+        "EnvironmentFiles",
+    }
+)
+"""The properties that are kept, of about 400."""
+
+
+def unit_path(name: str) -> str:
+    """Return the object path of a unit; reading it loads the unit, and finds it by an alias too."""
+    escaped = "".join(
+        character if character.isascii() and character.isalnum() and not (at == 0 and character.isdigit()) else code
+        for at, character, code in ((at, character, f"_{ord(character):02x}") for at, character in enumerate(name))
+    )
+    return f"{MANAGER_PATH}/unit/{escaped}"
+
+
+class LiveUnit:
+    """A unit of this machine's systemd.
+
+    Args:
+        name: Of the unit.
+        address: Of the bus; the system's own when None.
+        on_change: Called when the unit changed, or may have; also when systemd came within reach or went out of it.
+    """
+
+    def __init__(self, name: str, *, address: str | None, on_change: Callable[[], None]) -> None:
+        self.jobs = Jobs()
+        self._name = name
+        self._on_change = on_change
+        self._names = {name}
+        self._held_in = 0
+        self.bus = SystemdBus(
+            address=address,
+            rules=[signal_rule(interface=MANAGER, member="Reloading"), *_rules(name)],
+            on_signal=self._on_signal,
+            on_change=on_change,
+        )
+
+    async def read(self) -> Unit:
+        """Read it now, all of one moment.
+
+        Raises:
+            BusError: It could not be read.
+        """
+        while True:
+            # The empty interface stands for all of them, which no two calls could read at one moment.
+            (answer,) = await self.bus.call("GetAll", "s", "", path=unit_path(self._name), interface=PROPERTIES)
+            unit = Unit({name: answer[name].value for name in _READ & answer.keys()})
+            await self._know(unit)
+            if unit.job is None:
+                return unit
+            if job_type := await self._job_type(unit.job):
+                return replace(unit, job_type=job_type)
+
+    async def queue(self, member: str, mode: str) -> str:
+        """Queue a job, and return its path.
+
+        Args:
+            member: StartUnit, StopUnit or RestartUnit.
+            mode: `fail` leaves other jobs alone, `replace` takes their place.
+
+        Raises:
+            BusError: It was not queued; or, when it is an uncertain `AwayError`, it may have been.
+        """
+        (path,) = await self.bus.call(member, "ss", self._name, mode)
+        return str(path)
+
+    async def reset_failed(self) -> None:
+        """Have systemd forget how often it was started; without the permission to, the start tells what happens."""
+        try:
+            await self.bus.call("ResetFailedUnit", "s", self._name)
+        except RefusedError as error:
+            log.warning("systemd.not_reset", unit=self._name, error=error.name, cause=str(error))
+
+    async def _job_type(self, path: str) -> str | None:
+        """Return what a job does; None when it has just ended, so that the unit is another one now."""
+        try:
+            (answer,) = await self.bus.call("Get", "ss", _JOB, "JobType", path=path, interface=PROPERTIES)
+        except RefusedError:
+            return None
+        return str(answer.value)
+
+    async def _know(self, unit: Unit) -> None:
+        """Hear of it by its primary name too, and have systemd keep it: what it unloads, it forgets the last run of."""
+        if unit.id and unit.id not in self._names:
+            self._names.add(unit.id)
+            for rule in _rules(unit.id):
+                await self.bus.watch(rule)
+        session = self.bus.session
+        if self._held_in == session or unit.text("LoadState") != "loaded":
+            return
+        self._held_in = session
+        try:
+            await self.bus.call("RefUnit", "s", self._name)
+        except BusError as error:
+            # Where polkit does not allow the verb `ref`, a unit that stopped may lose the evidence of its last run.
+            log.info("systemd.unit_not_held", unit=self._name, cause=str(error))
+
+    def _on_signal(self, path: str, member: str, body: list[Any]) -> None:
+        if path == MANAGER_PATH and member == "JobRemoved":
+            _, job, _, result = body
+            self.jobs.removed(str(job), str(result))
+        self._on_change()
+
+
+def _rules(name: str) -> list[str]:
+    return [
+        signal_rule(interface=MANAGER, member="JobRemoved", arg2=name),
+        signal_rule(interface=MANAGER, member="UnitRemoved", arg0=name),
+        signal_rule(interface=PROPERTIES, member="PropertiesChanged", path=unit_path(name)),
+    ]

@@ -1,0 +1,68 @@
+"""Tell which config a run of a systemd unit was started with, where that can be known.
+
+systemd does not say what it read from EnvironmentFile=, so the times have to. It reads the file after the unit left
+`inactive` and before its process begins; so a run that began after `current` was switched has the current release, and
+of any other run it is not known, unless this agent saw it before the switch.
+"""
+
+import time
+from pathlib import Path
+
+from agent.errors import Rejection
+from agent.runtimes.driver import Incarnation
+from agent.runtimes.releases import Releases
+from agent.runtimes.units import Unit
+
+MARGIN = 0.05
+"""Seconds that a run must have begun after the switch: the kernel's clock for files runs a little behind."""
+
+
+class StartedWith:
+    """What is known of the runs of one unit. Its methods block.
+
+    Args:
+        releases: Of the runtime.
+        environment_file: What the unit has to read for a release to reach it.
+    """
+
+    def __init__(self, releases: Releases, environment_file: Path) -> None:
+        self._releases = releases
+        self._environment_file = environment_file
+        self._run: Incarnation | None = None
+        self._sha256: str | None = None
+
+    def is_read_by(self, unit: Unit) -> bool:
+        """Tell whether the unit reads the current release at all."""
+        return any(Path(path) == self._environment_file for path in unit.environment_files())
+
+    def remembered(self, run: Incarnation | None) -> str | None:
+        """Return the checksum of a run's release if that was found out before; does not block."""
+        return self._sha256 if run is not None and run == self._run else None
+
+    def find_out(self, unit: Unit) -> str | None:
+        """Return the checksum of the release that the unit's run was started with; None when that is not known."""
+        if known := self.remembered(unit.incarnation):
+            return known
+        if not self.is_read_by(unit):
+            return None
+        try:
+            switched_at = self._releases.switched_at()
+            release = self._releases.current()
+            still = self._releases.switched_at() == switched_at
+        except (Rejection, OSError):  # a release that cannot be read is refused where it is used
+            return None
+        if release is None or switched_at is None or not still or _began_at(unit) <= switched_at + MARGIN:
+            return None
+        self._run, self._sha256 = unit.incarnation, release.sha256
+        return release.sha256
+
+
+def _began_at(unit: Unit) -> float:
+    """Return the earliest moment at which its run can have begun, in seconds since the epoch, on today's clock.
+
+    The wall clock may have been set since; then the time that passed since, which no one can set, tells another moment
+    than what systemd wrote down, and the earlier one counts.
+    """
+    written_down = unit.number("InactiveExitTimestamp") / 1e6
+    passed = time.monotonic() - unit.number("InactiveExitTimestampMonotonic") / 1e6
+    return min(written_down, time.time() - passed)
