@@ -1,0 +1,126 @@
+"""kill -9 of the agent at every point of every action: one effect, one report, and the report is true.
+
+The points are not listed here: each scenario is run once without a crash, and once again for each point that this run
+passed. The points of recovery are found in the same way, from a run that crashed before. `CRASHES=all` also crashes
+at each point of the recovery from each point.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import cast
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.crash_node import CrashNode
+from tests.e2e.nursery import Nursery
+from tests.e2e.programs import standin_programs
+from tests.e2e.rig import Rig
+from tests.e2e.scenarios import SCENARIOS, USUAL, Scenario
+
+ALL = os.environ.get("CRASHES") == "all"
+MODULE = sys.modules[__name__]
+CALLED = "after:journal.record"
+VARYING = tuple(f"{when}:http.heartbeat:{hit}" for when in ("before", "after") for hit in range(2, 10))
+"""Heartbeats after the first, which come when something else changed."""
+
+pytestmark = [pytest.mark.timeout(3600 if ALL else 240), pytest.mark.asyncio(loop_scope="module")]
+
+
+class Campaign:
+    """All cases of one scenario, on a few nodes."""
+
+    def __init__(self, rig: Rig, nursery: Nursery, kind: type[Scenario]) -> None:
+        self.rig = rig
+        self.nursery = nursery
+        self.kind = kind
+        self.failures: list[str] = []
+        self.missed: list[list[str]] = []
+        self.done = 0
+
+    async def run(self) -> None:
+        """Find the points, then crash at each."""
+        async with AsyncExitStack() as stack:
+            nodes = [await self._node(stack, number) for number in range(self.kind.nodes)]
+            first = await self._trace(nodes[0], [])
+            cases = [[point] for point in first]
+            for point in first if ALL else self._points_to_recover_from(first):
+                recovery = await self._trace(nodes[0], [point])
+                cases += [[point, later] for later in recovery]
+            queue = iter(cases)
+            async with asyncio.TaskGroup() as group:
+                for node in nodes:
+                    group.create_task(self._work(node, queue))
+
+    def _points_to_recover_from(self, points: list[str]) -> list[str]:
+        """Choose the last decisive call: from there on, recovery has most to do."""
+        return [point for point in points if point.startswith(CALLED)][-1:] if self.kind.recovery else []
+
+    async def _node(self, stack: AsyncExitStack, number: int) -> Scenario:
+        name = f"{self.kind.__name__.lower()}-{number}"
+        return self.kind(await stack.enter_async_context(CrashNode(self.rig, self.nursery, name, self.kind.options)))
+
+    async def _trace(self, scenario: Scenario, crashes: list[str]) -> list[str]:
+        """Run a case, and return the points that its last process passed before it had nothing to do any more."""
+        passed = (await self._case(scenario, crashes))[-1]
+        end = passed.index(self.kind.until) if self.kind.until in passed else len(passed)
+        return [point for point in passed[:end] if not point.startswith(VARYING)]
+
+    async def _work(self, scenario: Scenario, queue: Iterator[list[str]]) -> None:
+        for crashes in queue:
+            await self._case(scenario, crashes)
+
+    async def _case(self, scenario: Scenario, crashes: list[str]) -> list[list[str]]:
+        self.done += 1
+        node = scenario.node
+        await scenario.prepare()
+        scenario.begin()
+        node.arm(str(self.done), crashes)
+        activities = await scenario.act()
+        await node.crashes_are_over()
+        if node.crashed() != crashes:
+            self.missed.append(crashes)
+        try:
+            await scenario.judge(activities)
+        except (AssertionError, KeyError, ValueError) as error:
+            reports = "\n".join(str(activity.raw) for activity in activities)
+            self.failures.append(f"{self.kind.name}, killed {crashes}: {error!r}\n{reports}")
+        passed = node.passed()
+        node.disarm()
+        return passed
+
+
+def unreached(missed: Iterable[list[str]]) -> list[list[str]]:
+    """Return what has to be reached and was not: how many calls it takes to hear and say all is not always the same."""
+    return [crashes for crashes in missed if all(point.endswith(":1") and "http." not in point for point in crashes)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def campaigns(request: pytest.FixtureRequest) -> dict[type[Scenario], Campaign]:
+    """Run the campaigns of all tests that were asked for: those that wait, beside those that need the processor."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function) and item.module is MODULE)
+    kinds: list[type[Scenario]] = [cast("type[Scenario]", item.callspec.params["kind"]) for item in items]
+    async with Rig(standin_programs(), USUAL) as rig, Nursery(rig.folder) as nursery:
+        found = {kind: Campaign(rig, nursery, kind) for kind in kinds}
+        async with asyncio.TaskGroup() as group:
+            for waiting in (False, True):
+                group.create_task(_run([found[kind] for kind in kinds if kind.waits is waiting]))
+    return found
+
+
+async def _run(campaigns: Sequence[Campaign]) -> None:
+    for campaign in campaigns:
+        await campaign.run()
+
+
+@pytest.mark.parametrize("kind", SCENARIOS, ids=lambda kind: kind.name)
+async def test_a_kill_at_any_point_leaves_one_effect_and_one_true_report(
+    kind: type[Scenario], campaigns: dict[type[Scenario], Campaign]
+) -> None:
+    campaign = campaigns[kind]
+    print(f"{kind.name}: {campaign.done} cases; not reached: {campaign.missed}")
+    assert not campaign.failures, f"{len(campaign.failures)} of {campaign.done}:\n" + "\n".join(campaign.failures)
+    assert unreached(campaign.missed) == []
