@@ -161,7 +161,7 @@ class Releases:
         if release is None:
             return {}
         with self._disk("read the current config"):
-            return self._values(release) | self._pointers()
+            return self._values(release) | self._pointers(self._current / "files")
 
     def secret_values(self) -> set[str]:
         """Return the values that must never be shown, of all releases."""
@@ -199,13 +199,17 @@ class Releases:
             msg = f"cannot read the values of config {release.name}: {error}"
             raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config") from error
 
-    def _pointers(self) -> dict[str, str]:
-        """Name the files under `current`, not under the release: what a program reads later is the current one too."""
+    def _pointers(self, staged: Path) -> dict[str, str]:
+        """Name the files under `current`, not under the release: what a program reads later is the current one too.
+
+        Args:
+            staged: Where the files of that release are now.
+        """
         files = self._current / "files"
         pointers = {}
-        if (files / "config.toml").is_file():
+        if (staged / "config.toml").is_file():
             pointers[rules.CONFIG_PATH[self._runtime]] = str(files / "config.toml")
-        if self._runtime is RuntimeName.CONNECTORS and (files / "connectors").is_dir():
+        if self._runtime is RuntimeName.CONNECTORS and (staged / "connectors").is_dir():
             pointers[rules.CONNECTORS_DIR] = str(files / "connectors")
         return pointers
 
@@ -219,7 +223,9 @@ class Releases:
                 path = staging / "files" / file.path
                 path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
                 _write_file(path, file.content.encode())
-            _write_file(staging / "environment", environment.render(config.values).encode())
+            # With the pointers, because systemd gives the file to a runtime as it is.
+            values = config.values | self._pointers(staging / "files")
+            _write_file(staging / "environment", environment.render(values).encode())
             _write_file(staging / "release.json", json.dumps(asdict(release), indent=2).encode())
             for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
                 fsync_folder(folder)

@@ -32,7 +32,8 @@ def test_a_staged_config_is_whole_and_not_yet_in_use(releases: Releases, folder:
     assert releases.current() is None
     assert releases.environment() == {}
     staged = folder / "releases" / "42-3"
-    assert (staged / "environment").read_text() == 'IGGY_HTTP_ADDRESS="127.0.0.1:3000"\n'
+    pointer = f'IGGY_CONFIG_PATH="{folder}/current/files/config.toml"'
+    assert (staged / "environment").read_text() == f'{pointer}\nIGGY_HTTP_ADDRESS="127.0.0.1:3000"\n'
     assert (staged / "files" / "certs" / "a.pem").read_text() == "pem"
     modes = {path.stat().st_mode & 0o777 for path in staged.rglob("*") if path.is_file()}
     assert modes == {0o640}
