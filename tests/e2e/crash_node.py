@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import tomllib
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -34,10 +35,14 @@ class CrashNode:
         nursery: Starts its agents.
         name: Of its folder.
         options: Of its settings.
+        supervisor_url: Where the agent finds the Supervisor, when it is not where the rig has it.
     """
 
-    def __init__(self, rig: Rig, nursery: Nursery, name: str, options: Options) -> None:
+    def __init__(
+        self, rig: Rig, nursery: Nursery, name: str, options: Options, *, supervisor_url: str | None = None
+    ) -> None:
         self.rig = rig
+        self.supervisor_url = supervisor_url or rig.supervisor_url
         self.folder = rig.folder / name
         self.node_id = 0
         self._nursery = nursery
@@ -45,6 +50,9 @@ class CrashNode:
         self._ports = Ports()
         self._agent: Child | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._may_start = asyncio.Event()
+        self._may_start.set()
         self._case = ""
         self._planned: list[str] = []
         self._stack = AsyncExitStack()
@@ -62,11 +70,11 @@ class CrashNode:
         self._stack.callback(self._ports.close)
         self.folder.mkdir()
         self.node = Node(self.folder, RuntimePorts.take(self._ports), self.rig.programs, self._options)
-        self.node.write(self.rig.supervisor_url)
+        self.node.write(self.supervisor_url)
         settings = self.node.settings_file.read_text()
         self.node.settings_file.write_text(settings[: settings.index(f"[runtimes.{RuntimeName.CONNECTORS}]")])
         token = (await self.rig.api.call("POST", "enrollment-tokens", {}))["enrollment_token"]
-        identity = await enroll(self.rig.supervisor_url, None, token, self.node.state_dir)
+        identity = await enroll(self.supervisor_url, None, token, self.node.state_dir)
         self.node_id = identity.node_id
         self._stack.callback(end_runtimes, self.node.state_dir, self.node.starts_file)
         self._stack.push_async_callback(self._end_agent)
@@ -79,8 +87,10 @@ class CrashNode:
         await self._stack.aclose()
 
     async def _keep_alive(self) -> None:
-        """Start the agent whenever it was killed; an end of another kind is a failure."""
+        """Start the agent whenever it was killed; an end of another kind, unless it was asked for, is a failure."""
         while True:
+            await self._may_start.wait()
+            self._ended.clear()
             self._agent = await self._nursery.start(
                 ("run", "--config", str(self.node.settings_file)),
                 folder=self.folder,
@@ -88,9 +98,38 @@ class CrashNode:
                 points=self.folder,
             )
             code = await self._agent.wait()
-            if code != -signal.SIGKILL:
+            self._ended.set()
+            if code != -signal.SIGKILL and self._may_start.is_set():
                 msg = f"the agent of {self.folder.name} ended with {code}"
                 raise AssertionError(msg)
+
+    def hold(self) -> None:
+        """Do not start the agent again when it ends."""
+        self._may_start.clear()
+
+    async def release(self) -> None:
+        """Start the agent again, and wait until it has an identity and has called the Supervisor."""
+        self._may_start.set()
+        await until(self._has_polled, f"the agent of {self.folder.name} is up", every=0.03)
+
+    async def until_ended(self) -> int:
+        """Wait until the agent, which is held, has ended; returns its exit code, negative for a signal."""
+        await until(self._ended.is_set, f"the agent of {self.folder.name} ends")
+        return await self.agent.wait()
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """End the agent, and do not start it again; returns its exit code."""
+        self.hold()
+        self.agent.send(number)
+        return await self.until_ended()
+
+    @property
+    def agent(self) -> Child:
+        """The newest run of the agent."""
+        if self._agent is None:
+            msg = f"the agent of {self.folder.name} was never started"
+            raise RuntimeError(msg)
+        return self._agent
 
     async def _end_agent(self) -> None:
         if self._keeper is not None:
@@ -152,6 +191,10 @@ class CrashNode:
 
     # --- looking
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of its agent."""
+        return tomllib.loads(self.node.settings_file.read_text())
+
     async def ask(self, target: str) -> dict[str, Any] | None:
         """Ask the agent on its socket; None while it does not answer."""
         if self._keeper is not None and self._keeper.done():
@@ -167,7 +210,7 @@ class CrashNode:
 
     async def _has_polled(self) -> bool:
         status = await self.ask("/v1/status")
-        return bool(status and status["link"] and status["link"]["activities"]["last_success_at"])
+        return bool(status and status["link"] and status["link"]["activities"]["calls"] > 1)
 
     async def conditions(self) -> list[str]:
         """Return the codes of what is wrong, as the agent says."""

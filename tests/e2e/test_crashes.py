@@ -17,9 +17,8 @@ import pytest_asyncio
 
 from tests.e2e.crash_node import CrashNode
 from tests.e2e.nursery import Nursery
-from tests.e2e.programs import standin_programs
 from tests.e2e.rig import Rig
-from tests.e2e.scenarios import SCENARIOS, USUAL, Scenario
+from tests.e2e.scenarios import SCENARIOS, Scenario
 
 ALL = os.environ.get("CRASHES") == "all"
 MODULE = sys.modules[__name__]
@@ -27,7 +26,7 @@ CALLED = "after:journal.record"
 VARYING = tuple(f"{when}:http.heartbeat:{hit}" for when in ("before", "after") for hit in range(2, 10))
 """Heartbeats after the first, which come when something else changed."""
 
-pytestmark = [pytest.mark.timeout(3600 if ALL else 240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(3600 if ALL else 240), pytest.mark.asyncio(loop_scope="session")]
 
 
 class Campaign:
@@ -98,16 +97,15 @@ def unreached(missed: Iterable[list[str]]) -> list[list[str]]:
     return [crashes for crashes in missed if all(point.endswith(":1") and "http." not in point for point in crashes)]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def campaigns(request: pytest.FixtureRequest) -> dict[type[Scenario], Campaign]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def campaigns(request: pytest.FixtureRequest, rig: Rig, nursery: Nursery) -> dict[type[Scenario], Campaign]:
     """Run the campaigns of all tests that were asked for: those that wait, beside those that need the processor."""
     items = (item for item in request.session.items if isinstance(item, pytest.Function) and item.module is MODULE)
     kinds: list[type[Scenario]] = [cast("type[Scenario]", item.callspec.params["kind"]) for item in items]
-    async with Rig(standin_programs(), USUAL) as rig, Nursery(rig.folder) as nursery:
-        found = {kind: Campaign(rig, nursery, kind) for kind in kinds}
-        async with asyncio.TaskGroup() as group:
-            for waiting in (False, True):
-                group.create_task(_run([found[kind] for kind in kinds if kind.waits is waiting]))
+    found = {kind: Campaign(rig, nursery, kind) for kind in kinds}
+    async with asyncio.TaskGroup() as group:
+        for waiting in (False, True):
+            group.create_task(_run([found[kind] for kind in kinds if kind.waits is waiting]))
     return found
 
 
