@@ -107,9 +107,13 @@ class CrashNode:
         """Do not start the agent again when it ends."""
         self._may_start.clear()
 
+    def start_again(self) -> None:
+        """Start the agent again, and each time that it is killed."""
+        self._may_start.set()
+
     async def release(self) -> None:
         """Start the agent again, and wait until it has an identity and has called the Supervisor."""
-        self._may_start.set()
+        self.start_again()
         await until(self._has_polled, f"the agent of {self.folder.name} is up", every=0.03)
 
     async def until_ended(self) -> int:
@@ -164,14 +168,19 @@ class CrashNode:
             processes.setdefault(pid, []).append(point)
         return list(processes.values())
 
-    def was_interrupted(self) -> bool:
-        """Tell whether a crash of this case came between the beginning and the result of its one activity."""
+    def was_interrupted(self) -> bool | None:
+        """Tell whether a crash of this case came between the beginning and the result of its one activity.
+
+        None when it came while one of the two was being written, so that it may or may not be durable.
+        """
         points: set[str] = set()
+        doubt = False
         for process in self.passed()[:-1]:
             points.update(process)
-            if "after:journal.start:1" in points and "after:journal.finish:1" not in points:
+            if "after:journal.start:1" in points and "before:journal.finish:1" not in points:
                 return True
-        return False
+            doubt |= "before:journal.start:1" in points and "after:journal.finish:1" not in points
+        return None if doubt else False
 
     def _lines(self, name: str) -> list[str]:
         try:

@@ -61,6 +61,10 @@ class Child:
             except ProcessLookupError:
                 return
 
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.send(signal.SIGKILL)
+
 
 class Nursery:
     """Starts agents; all that it started end with it.
@@ -94,7 +98,7 @@ class Nursery:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for child in self._children:
-            child.send(signal.SIGKILL)
+            child.kill()
         for child in self._children:
             await child.wait()
         if self._process is not None and self._process.stdin is not None:
