@@ -11,7 +11,7 @@ from agent.activities.actions import refuse_old_run
 from agent.activities.work import Result, Superseded, Work
 from agent.errors import Rejection
 from agent.journal import KEEP, GoingBack
-from agent.protocol import Activity, Config, ReasonCode, ReconfigureOutcome, RuntimeState
+from agent.protocol import Activity, Config, Reason, ReasonCode, ReconfigureOutcome, RuntimeState
 from agent.runtimes.driver import Call, Incarnation, Observation, Step
 from agent.runtimes.runtime import Runtime
 
@@ -126,17 +126,18 @@ def touched(work: Work) -> bool:
 
 
 async def decide_to_go_back(work: Work, cause: Rejection | Superseded) -> GoingBack:
-    """Journal the decision to go back, with why; nothing is touched yet.
+    """Journal the decision to go back, with why and without secrets; nothing is touched yet.
 
     Raises:
         JournalError: It could not be written; then recovery takes the activity up again.
     """
     rejection = cause.rejection() if isinstance(cause, Superseded) else cause
     await work.explain(rejection)
+    redactor = work.runtime.redactor
     decision = GoingBack(
         superseded=isinstance(cause, Superseded),
-        reason=rejection.reason(),
-        evidence=work.all_evidence(rejection.evidence),
+        reason=Reason.model_validate(redactor.data(rejection.reason().model_dump())),
+        evidence=redactor.data(work.all_evidence(rejection.evidence)),
     )
     await work.journal.go_back(
         work.row.id, superseded=decision.superseded, reason=decision.reason, evidence=decision.evidence
