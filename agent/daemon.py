@@ -227,7 +227,7 @@ class Daemon:
             runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor)
             await runtime.open()
             stack.push_async_callback(runtime.close)
-            current = await runtime.current()
+            current = await runtime.current_or_none()
             await journal.know_runtime(name, current=current.name if current else None)
             self._runtimes[name] = runtime
         tokens = Tokens(identity, self._state_dir, clock=self._clock, learned=self._redactor.add)

@@ -6,7 +6,7 @@ Each is written as it reads: make the driver's verb true, then see that it is tr
 from agent.activities.work import Result, Work
 from agent.errors import Rejection
 from agent.journal import KEEP
-from agent.protocol import ReasonCode
+from agent.protocol import ReasonCode, RuntimeState
 from agent.runtimes.driver import Incarnation, Observation
 from agent.runtimes.readiness import Readiness
 
@@ -22,6 +22,12 @@ async def stop(work: Work) -> Result:
     """Bring it down, and see it down, with nothing about to revive it."""
     outcome = await work.runtime.driver.stop(work.record)
     work.note(outcome)
+    if outcome.before.state is RuntimeState.MISSING:
+        raise Rejection(
+            ReasonCode.NOT_FOUND,
+            f"cannot stop {work.runtime.name}: it is not there",
+            hint="install its unit, container or command, or correct the node's settings",
+        )
     seen = await work.at_rest()
     work.saw(seen)
     if seen.running:
@@ -75,7 +81,7 @@ def refuse_old_run(readiness: Readiness, not_this: Incarnation | None) -> None:
 
 async def what_runs_is_committed(work: Work, observation: Observation) -> object:
     """Return the release to commit: the current one, when the run that was seen ready was started with it."""
-    current = await work.runtime.current()
+    current = await work.runtime.current_or_none()
     expected = None if current is None else current.sha256
     if observation.config_sha256 != expected:
         return KEEP

@@ -5,6 +5,7 @@ with the Supervisor away. A lane never ends because of an activity.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from time import monotonic
@@ -13,6 +14,7 @@ import structlog
 
 from agent.activities import execution, reconfigure
 from agent.activities.execution import Verdict
+from agent.activities.foreign import ForeignLane
 from agent.activities.uncertain import judge_uncertain
 from agent.activities.work import Work
 from agent.conditions import Conditions
@@ -38,6 +40,8 @@ WRITE_AGAIN = 1.0
 """Seconds between two tries to use a journal that cannot be written."""
 LONGEST_STEP = 120.0
 """Seconds; more than what a lane does between two activities can take. Past it the lane is stuck."""
+COMPARE_PATIENCE = 2.0
+"""Seconds that the recovery of what would begin anew waits for the Supervisor's first answer."""
 SUPERSEDING = frozenset({Verb.STOP, Verb.RESTART, Verb.RECONFIGURE})
 """Verbs that end an earlier activity's wait for readiness, so that the fix is never blocked by the fault."""
 
@@ -111,7 +115,16 @@ class Lane:
                 self._mark.rest()
                 await self._work_ready.wait()
             else:
-                await self._take_up(row)
+                await self._survive(row, self._take_up(row))
+
+    async def _survive(self, row: Row, deed: Awaitable[None]) -> None:
+        """Await a deed; whatever fault of the agent it runs into is reported, and never ends the lane."""
+        try:
+            await deed
+        except Exception as error:  # noqa: BLE001 - see above
+            await self._finish(
+                row, Verdict.rejected(execution.internal(row, error)), recovered=row.started_at is not None
+            )
 
     async def _next(self) -> Row | None:
         while not self._stopping and self._permitted():
@@ -138,18 +151,24 @@ class Lane:
         except Rejection as rejection:
             await self._refuse(row, rejection)
             return
-        except Exception as error:  # noqa: BLE001 - a lane never ends because of an activity
+        except Exception as error:  # noqa: BLE001 - reported like any other, with the facts of a reconfigure
             await self._refuse(row, execution.internal(row, error))
             return
         try:
+            await self._know_runtime()
             if not await self._journal.start(row.id, action.verb):
                 return
         except JournalError:
-            await asyncio.sleep(WRITE_AGAIN)
+            await self._pause()
             return
         log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
         started = await self._reread(row)
         await self._carry_out(self._work(started, action, config, recovered=False))
+
+    async def _know_runtime(self) -> None:
+        """In a journal that does not know the runtime, what is current before the first effect counts as committed."""
+        current = await self.runtime.current_or_none()
+        await self._journal.know_runtime(self.runtime.name, current=current.name if current else None)
 
     async def _refuse(self, row: Row, rejection: Rejection, *, recovered: bool = False) -> None:
         """Finish what has had no effect; a reconfigure states its three facts here too."""
@@ -181,7 +200,7 @@ class Lane:
             row=row,
             action=action,
             config=config,
-            successor=self._successor,
+            successor=lambda: self._successor(row.sequence),
             recovered=recovered,
         )
 
@@ -191,7 +210,7 @@ class Lane:
         """Finish what the journal holds as started; there is at most one, for a lane runs one at a time."""
         for row in await self._unfinished():
             log.info("activity.recovering", activity_id=row.id, runtime=row.runtime, action=row.action)
-            await self._recover_row(row)
+            await self._survive(row, self._recover_row(row))
 
     async def _unfinished(self) -> list[Row]:
         while True:
@@ -203,9 +222,22 @@ class Lane:
                 return [row for row in rows if row.runtime == self.runtime.name]
 
     async def _recover_row(self, row: Row) -> None:
+        """Recover at once; only where it would begin anew is the Supervisor's word on the journal's age waited for.
+
+        An old copy of the journal holds activities as begun that were finished since. Those whose decisive call it
+        holds are safe, for A tells; the others become uncertain with the first answer.
+        """
+        if row.decisive_call() is None and row.going_back is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(COMPARE_PATIENCE):
+                    await self._journal.compared.wait()
+            row = await self._reread(row)
         action = parse_action(row)
         config = row.activity.config if row.activity else None
         try:
+            if row.uncertain:
+                await self._finish(row, await judge_uncertain(self.runtime, action, row), recovered=True)
+                return
             if not row.calls and row.going_back is None:
                 self._refuse_expired(row)
         except Rejection as rejection:
@@ -221,6 +253,9 @@ class Lane:
             while (verdict := await self._try_to_carry_out(work)) is None:
                 await asyncio.sleep(WRITE_AGAIN)
                 row = await self._reread(work.row)
+                if row.uncertain:
+                    await self._recover_row(row)
+                    return
                 work = self._work(row, work.action, work.config, recovered=True)
             await self._finish(work.row, verdict, recovered=work.recovered, seconds=monotonic() - began)
             if work.action.verb is Verb.RECONFIGURE:
@@ -232,7 +267,8 @@ class Lane:
         """Remove the releases that nothing can go back to any more."""
         try:
             committed = await self._journal.committed(self.runtime.name)
-            await self.runtime.prune({committed} if committed else set())
+            if committed is None or await self.runtime.get_release(committed) is not None:
+                await self.runtime.prune({committed} if committed else set())
         except (JournalError, Rejection) as error:
             log.warning("releases.not_pruned", runtime=self.runtime.name, cause=error.message)
 
@@ -296,12 +332,15 @@ class Lane:
 
     # --- superseding
 
-    async def _successor(self) -> Row:
-        """Return the first later activity that wants the wait for readiness to end."""
+    async def _successor(self, sequence: int) -> Row:
+        """Return the first later activity that wants the wait for readiness to end.
+
+        One with a lower sequence that came late is older, and waits for its turn.
+        """
         while True:
             try:
                 for row in await self._journal.queue(self.runtime.name):
-                    if await self._supersedes(row):
+                    if row.sequence > sequence and await self._supersedes(row):
                         return row
             except JournalError:
                 await asyncio.sleep(WRITE_AGAIN)
@@ -341,10 +380,7 @@ class Lanes:
         progress: Progress | None = None,
     ) -> None:
         progress = progress or Progress()
-        self._journal = journal
-        self._permitted = permitted
-        self._work_ready = journal.work_ready.subscribe()
-        self._stopping = False
+        self._foreign = ForeignLane(journal, [str(name) for name in runtimes], permitted=permitted)
         self._lanes = {
             name: Lane(
                 runtime,
@@ -364,33 +400,13 @@ class Lanes:
 
     def stop(self) -> None:
         """Begin nothing more; what is under way goes on."""
-        self._stopping = True
-        self._work_ready.set()
+        self._foreign.stop()
         for lane in self._lanes.values():
             lane.stop()
 
     async def run(self) -> None:
         """Run all lanes; returns after `stop`, once what was under way is finished."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._answer_foreign(), name="lane of foreign activities")
+            group.create_task(self._foreign.run(), name="lane of foreign activities")
             for name, lane in self._lanes.items():
                 group.create_task(lane.run(), name=f"lane of {name}")
-
-    async def _answer_foreign(self) -> None:
-        names = [str(name) for name in self._lanes]
-        rejection = Rejection(
-            ReasonCode.UNKNOWN_RUNTIME,
-            f"cannot act on it: this node manages {' and '.join(names) or 'no runtime'} only",
-            hint="name the runtime in the node's settings, or dispatch to the nodes that have it",
-        )
-        while not self._stopping:
-            try:
-                row = await self._journal.next_foreign(names) if self._permitted() else None
-                if row is not None:
-                    await self._journal.finish(row.id, status=ReportStatus.REJECTED, reason=rejection.reason())
-                    log.warning("activity.rejected", activity_id=row.id, runtime=row.runtime, code=rejection.code)
-                    continue
-            except JournalError:
-                await asyncio.sleep(WRITE_AGAIN)
-                continue
-            await self._work_ready.wait()

@@ -52,7 +52,7 @@ async def facts(
 
 
 async def _running(runtime: Runtime, seen: Observation | None) -> dict[str, Any]:
-    current = await runtime.current()
+    current = await runtime.current_or_none()
     config = current and {"config_id": current.config_id, "version": current.version, "sha256": current.sha256}
     try:
         seen = seen or await runtime.driver.observe()
@@ -83,7 +83,7 @@ async def reconfigure(work: Work) -> Result:
             hint="install its unit, container or command, or correct the node's settings",
         )
     release = await runtime.stage(config)
-    current = await runtime.current()
+    current = await runtime.current_or_none()
     if current is not None and current.name == release.name:
         if seen.running and seen.config_sha256 == release.sha256 and (await runtime.probe_once()).ready:
             return await _applied(work, seen, committed=release.name)
@@ -154,9 +154,9 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
     runtime = work.runtime
     target = await work.journal.committed(work.row.runtime)
     try:
-        current = await runtime.current()
-        if (current.name if current else None) != target:
-            detail = {"from": current.name if current else "none", "to": target or "none"}
+        current = await _current_name(runtime)
+        if current != target:
+            detail = {"from": current or "none", "to": target or "none"}
             await work.record(Step(Call.SWITCH, detail=detail))
             await runtime.switch(target)
         if decision.superseded or not _restart_was_begun(work):
@@ -166,6 +166,15 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
     except Rejection as rejection:
         return await rollback_failed(work, decision, rejection)
     return await finish_back(work, decision, outcome.before.incarnation if outcome.before.running else None)
+
+
+async def _current_name(runtime: Runtime) -> str | None:
+    """Name what `current` points to; a damaged release is not what it is called."""
+    try:
+        current = await runtime.current()
+    except Rejection:
+        return "a damaged release"
+    return None if current is None else current.name
 
 
 async def finish_back(work: Work, decision: GoingBack, not_this: Incarnation | None) -> Rejection:
@@ -190,10 +199,11 @@ async def rollback_failed(work: Work, decision: GoingBack, rejection: Rejection)
     """Say that neither config got ready; returns what the activity reports."""
     await work.explain(rejection)
     evidence = await facts(work.runtime, work.config, ReconfigureOutcome.ROLLBACK_FAILED)
+    current = evidence["running"]["current"]
     return Rejection(
         ReasonCode.ROLLBACK_FAILED,
         f"cannot apply the config: {decision.reason.message}; and cannot go back: {rejection.message}",
-        hint="look at the runtime's log; its current config is the last committed one again",
+        hint=f"look at the runtime's log; its current config is {current['config_id'] if current else 'none'} now",
         evidence={
             **decision.evidence,
             **evidence,

@@ -10,7 +10,7 @@ from agent.activities.execution import Verdict
 from agent.activities.work import Result
 from agent.errors import Rejection
 from agent.journal import Row
-from agent.protocol import Action, ReasonCode, Verb
+from agent.protocol import Action, ReasonCode, RuntimeState, Verb
 from agent.runtimes.runtime import Runtime
 
 
@@ -25,7 +25,7 @@ async def judge_uncertain(runtime: Runtime, action: Action, row: Row) -> Verdict
         seen = await runtime.driver.observe()
         evidence["after"] = seen.as_evidence()
         ready = seen.running and action.verb is Verb.START and (await runtime.probe_once()).ready
-        down = not seen.running and seen.at_rest and action.verb is Verb.STOP
+        down = seen.state in {RuntimeState.STOPPED, RuntimeState.FAILED} and action.verb is Verb.STOP
     except Rejection as rejection:
         evidence["after"] = {"unreadable": rejection.message}
         ready = down = False

@@ -224,6 +224,14 @@ def _withdraw(connection: sqlite3.Connection, activity_id: int) -> bool:
 
 
 def doubt(connection: sqlite3.Connection, revision: int) -> None:
-    """Make an old copy a lost journal: what it holds as not begun may have been done since."""
+    """Make an old copy a lost journal.
+
+    What it holds as not begun, or as begun without its decisive call, may have been done since; which release was
+    committed since, it does not know either.
+    """
     connection.execute("UPDATE journal SET lost = 1, revision = max(revision, ?)", (revision,))
-    connection.execute("UPDATE activities SET uncertain = 1 WHERE state = 'received'")
+    connection.execute(
+        "UPDATE activities SET uncertain = 1 WHERE state = 'received' OR (state = 'started' AND NOT EXISTS"
+        " (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1))"
+    )
+    connection.execute("DELETE FROM runtimes")

@@ -5,6 +5,7 @@ cannot write does not act. The two neighbours that never meet are woken here: th
 reporter when there is a report.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,8 @@ class Journal:
         """The highest sequence that was journaled."""
         self.lost = False
         """Whether it replaced another one and its first sweep has not ended."""
+        self.compared = asyncio.Event()
+        """Set once the Supervisor has told how far this node's journal had come."""
         self.work_ready = Wakeup()
         self.report_ready = Wakeup()
         self.started_written = Wakeup()
@@ -168,8 +171,14 @@ class Journal:
             True when this journal is an old copy: it counts as lost from here on, and a sweep has to begin anew.
         """
         if revision <= self.revision:
+            self.compared.set()
             return False
-        await self._write(lambda connection: intake.doubt(connection, revision), lambda _: self._show_lost())
+
+        def announce(_: None) -> None:
+            self._show_lost()
+            self.compared.set()
+
+        await self._write(lambda connection: intake.doubt(connection, revision), announce)
         return True
 
     async def outbox(self, limit: int) -> list[Report]:
@@ -275,7 +284,8 @@ class Journal:
         def write(connection: sqlite3.Connection) -> bool:
             count = connection.execute(
                 "INSERT INTO calls SELECT id, (SELECT count(*) FROM calls WHERE activity_id = activities.id), ?, ?,"
-                " going_back IS NOT NULL, ?, ?, ?, ?, ? FROM activities WHERE id = ? AND state = 'started'",
+                " going_back IS NOT NULL, ?, ?, ?, ?, ? FROM activities"
+                " WHERE id = ? AND state = 'started' AND uncertain = 0",
                 (call, decisive, running, incarnation, boot_id, text, stamp(), activity_id),
             ).rowcount
             return count == 1

@@ -188,6 +188,14 @@ class Runtime:
         """Return the release in use; see `Releases.current`."""
         return await self._worker.run(self.releases.current)
 
+    async def current_or_none(self) -> Release | None:
+        """Return the release in use; None also when it is damaged: then another config mends it."""
+        try:
+            return await self.current()
+        except Rejection as error:
+            log.warning("release.unreadable", runtime=self.name, cause=error.message)
+            return None
+
     async def get_release(self, name: str) -> Release | None:
         """Return a release by its name; see `Releases.get`."""
         return await self._worker.run(self.releases.get, name)

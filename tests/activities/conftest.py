@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agent.activities import lanes as lanes_module
 from agent.activities import resume
 from agent.activities.lanes import Lanes
 from agent.conditions import Conditions
@@ -98,7 +99,6 @@ class Bench:
         runtime = self.make_runtime()
         await runtime.open()
         self.runtime = runtime
-        await self.journal.know_runtime("iggy", current=None)
 
         async def nothing(_runtime: Runtime) -> None: ...
 
@@ -188,6 +188,12 @@ def boot_id(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     set_boot(BOOT)
     return set_boot
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no Supervisor answers, do not wait for one for long."""
+    monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 0.02)
 
 
 @pytest.fixture

@@ -401,3 +401,41 @@ async def test_no_report_shows_a_secret(bench: Bench) -> None:
     assert "it says no" not in row.reason.message
     assert row.evidence["log_tail"] == ["the key is [redacted]"]
     assert "it says no" not in str(row.evidence)
+
+
+async def test_a_stop_of_what_is_not_there_is_not_found(bench: Bench) -> None:
+    bench.world.missing = True
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.NOT_FOUND
+
+
+async def test_a_damaged_current_release_is_mended_by_another_config(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    await asyncio.to_thread((bench.folder / "runtimes/iggy/current/release.json").write_text, "{")
+    refused = await bench.finished(await bench.dispatch("reconfigure:9"))
+    assert refused.evidence["running"]["current"] is None
+    row = await bench.finished(await bench.dispatch("reconfigure:6", config=make_config(6)))
+    assert (row.status, row.evidence["outcome"], await bench.current()) == ("completed", "applied", "6-1")
+
+
+async def test_going_back_to_none_from_a_damaged_release_takes_it_away(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    bench.world.never_ready_with = {make_config(8)["sha256"]}
+    real = bench.driver.restart
+
+    async def restart(record: Recorder) -> Outcome:
+        outcome = await real(record)
+        file = bench.folder / "runtimes/iggy/current/release.json"
+        if bench.world.runs_with == make_config(8)["sha256"]:
+            await asyncio.to_thread(file.write_text, "{")
+        return outcome
+
+    bench.driver.restart = restart  # type: ignore[method-assign]
+    row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
+    assert row.evidence["outcome"] == "rolled_back"
+    assert not await asyncio.to_thread((bench.folder / "runtimes/iggy/current").is_symlink)

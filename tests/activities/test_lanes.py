@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from agent.activities import lanes as lanes_module
+from agent.activities import reconfigure
 from agent.errors import JournalError
 from agent.journal import RowState
-from agent.protocol import ReasonCode, ReportStatus
+from agent.protocol import ReasonCode, ReportStatus, Verb
 from tests.activities.conftest import Bench, make_config, until
 
 
@@ -202,3 +203,55 @@ async def test_a_foreign_activity_is_answered_also_when_the_journal_could_not_be
     row = await bench.finished(await bench.dispatch("restart", runtime="plane"))
     assert row.reason is not None
     assert row.reason.code == ReasonCode.UNKNOWN_RUNTIME
+
+
+async def test_an_older_activity_that_comes_late_supersedes_nothing(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+    late = {"id": 1001, "sequence": 1, "runtime": "iggy", "action": "stop", "created_at": "2026-11-24T10:00:00Z"}
+    bench.listed.append(late)
+    newer = await bench.dispatch("restart")
+
+    async def waits() -> bool:
+        return bench.world.began == 2
+
+    await until(waits, what="the newer one waits for readiness")
+    await bench.journal.take([late], sweep=None)
+    await bench.journal.queue("iggy")
+    bench.world.ready = True
+    assert (await bench.finished(newer)).status is ReportStatus.COMPLETED
+    assert (await bench.finished(1001)).status is ReportStatus.COMPLETED
+
+
+@pytest.mark.parametrize(("called", "code"), [(False, ReasonCode.UNKNOWN_RUNTIME), (True, ReasonCode.OUTCOME_UNKNOWN)])
+async def test_what_was_begun_on_a_runtime_that_was_taken_out_of_the_settings_is_reported(
+    bench: Bench, code: ReasonCode, *, called: bool
+) -> None:
+    activity_id = await bench.dispatch("restart", runtime="connectors")
+    assert await bench.journal.start(activity_id, Verb.RESTART)
+    if called:
+        await bench.journal.record(
+            activity_id, "stop", decisive=False, running=True, incarnation="a", boot_id=None, detail={}
+        )
+    await bench.run()
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.recovered, row.changed) == (code, True, called)
+
+
+async def test_a_fault_in_the_middle_of_an_answer_is_reported_and_ends_no_lane(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_args: object) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(lanes_module, "judge_uncertain", fail)
+    await bench.run()
+    first = await bench.dispatch("start")
+    await bench.finished(first)
+    monkeypatch.setattr(reconfigure, "facts", fail)
+    row = await bench.finished(await bench.dispatch("reconfigure:5"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.INTERNAL
+    assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED

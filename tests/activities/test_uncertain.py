@@ -1,11 +1,15 @@
 """What a journal cannot know is never carried out: it is completed if it is true, else its outcome is unknown."""
 
+import asyncio
+import shutil
 from typing import Any
 
 import pytest
 
+from agent.activities import lanes as lanes_module
 from agent.journal import Journal
-from agent.protocol import ReasonCode, ReportStatus
+from agent.protocol import ReasonCode, ReportStatus, Verb
+from agent.runtimes.driver import Observation
 from tests.activities.conftest import Bench, make_config
 
 
@@ -77,3 +81,67 @@ async def test_what_is_dispatched_after_the_loss_is_carried_out(bench: Bench) ->
     await bench.list_again()
     row = await bench.finished(await bench.dispatch("start"))
     assert (row.status, bench.world.began) == (ReportStatus.COMPLETED, 1)
+
+
+async def put_an_old_copy_back(bench: Bench) -> None:
+    """The Supervisor has seen a higher revision than the journal has."""
+    assert await bench.journal.check_revision(bench.journal.revision + 1)
+
+
+async def test_what_an_old_copy_holds_as_begun_without_its_decisive_call_is_not_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 10)
+    bench.world.begin()
+    activity_id = await bench.dispatch("restart")
+    assert await bench.journal.start(activity_id, Verb.RESTART)
+    await bench.journal.record(
+        activity_id, "stop", decisive=False, running=True, incarnation="run-1", boot_id=None, detail={}
+    )
+    await bench.run()
+    await put_an_old_copy_back(bench)
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.recovered) == (ReasonCode.OUTCOME_UNKNOWN, True)
+    assert (bench.world.began, bench.world.ended) == (1, 0)
+
+
+async def test_an_answer_that_comes_in_the_middle_of_such_a_recovery_stops_it(bench: Bench) -> None:
+    bench.world.begin()
+    activity_id = await bench.dispatch("stop")
+    assert await bench.journal.start(activity_id, Verb.STOP)
+    real = bench.driver.settle
+
+    async def settle_while_the_supervisor_answers() -> Observation:
+        seen = await real()
+        await put_an_old_copy_back(bench)
+        return seen
+
+    bench.driver.settle = settle_while_the_supervisor_answers  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, bench.world.ended) == (ReasonCode.OUTCOME_UNKNOWN, 0)
+
+
+async def test_in_an_old_copy_what_is_current_counts_as_committed(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    await put_an_old_copy_back(bench)
+    await bench.list_again()
+    bench.world.never_ready_with = {make_config(6)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:6", config=make_config(6)))
+    assert (row.evidence["outcome"], await bench.current()) == ("rolled_back", "5-1")
+
+
+async def test_a_release_is_not_forgotten_while_the_committed_one_is_missing(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    await asyncio.to_thread(shutil.rmtree, bench.folder / "runtimes/iggy/releases/5-1")
+    bench.world.never_ready_with = {make_config(6)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:6", config=make_config(6)))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.ROLLBACK_FAILED
+    assert row.reason.hint == "look at the runtime's log; its current config is 6 now"
