@@ -191,11 +191,7 @@ class SystemdBus:
                 self._new_owner.clear()
                 await self._meet(connection)
                 self._tried.set()
-                again = asyncio.ensure_future(self._new_owner.wait())
-                # Systemd that did not answer is asked again after a while, also when no signal tells that it is back.
-                patience = None if self._up.is_set() else LONGEST_PAUSE
-                await asyncio.wait({ended, again}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                again.cancel()
+                await self._stay(ended)
         finally:
             self._lost("the connection to the bus ended")
             self._disconnect()
@@ -203,8 +199,20 @@ class SystemdBus:
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)
 
+    async def _stay(self, ended: "asyncio.Future[None]") -> None:
+        """Wait until the connection ends, or systemd has to be met again."""
+        again = asyncio.ensure_future(self._new_owner.wait())
+        # One that did not answer is asked again after a while, also when no signal tells that it is back.
+        patience = None if self._up.is_set() else LONGEST_PAUSE
+        try:
+            either: set[asyncio.Future[Any]] = {ended, again}
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            again.cancel()
+            await asyncio.gather(again, return_exceptions=True)
+
     async def _connect(self) -> MessageBus:
-        connection = MessageBus(self._address, BusType.SYSTEM)
+        connection = _Connection(self._address, BusType.SYSTEM)
         connection.add_message_handler(self._receive)
         try:
             await connection.connect()
@@ -261,6 +269,15 @@ class SystemdBus:
 
 class _NeverMetError(Exception):
     """There was no connection; the text says why."""
+
+
+class _Connection(MessageBus):
+    """A connection whose failed writes are told by the call that waits for an answer, and not once more by asyncio."""
+
+    def send(self, msg: Message) -> "asyncio.Future[None]":  # type: ignore[override] # as its own base class does
+        sent: asyncio.Future[None] = super().send(msg)
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return sent
 
 
 async def _ask(

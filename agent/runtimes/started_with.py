@@ -1,8 +1,8 @@
 """Tell which config a run of a systemd unit was started with, where that can be known.
 
-systemd does not say what it read from EnvironmentFile=, so the times have to. It reads the file after the unit left
-`inactive` and before its process begins; so a run that began after `current` was switched has the current release, and
-of any other run it is not known, unless this agent saw it before the switch.
+systemd does not say what it read from EnvironmentFile=, so the times have to. It reads the file after the run before
+has ended, and at once before it starts the process; so a run that began after `current` was switched has the current
+release, and of any other run it is not known, unless this agent saw it before the switch.
 """
 
 import time
@@ -15,6 +15,8 @@ from agent.runtimes.units import Unit
 
 MARGIN = 0.05
 """Seconds that a run must have begun after the switch: the kernel's clock for files runs a little behind."""
+READING = 1.0
+"""Seconds that may pass between the reading of the file and the start of the process, on a machine that is busy."""
 
 
 class StartedWith:
@@ -58,11 +60,15 @@ class StartedWith:
 
 
 def _began_at(unit: Unit) -> float:
-    """Return the earliest moment at which its run can have begun, in seconds since the epoch, on today's clock.
+    """Return the earliest moment at which the file can have been read for its run, in seconds since the epoch."""
+    return max(_moment(unit, "InactiveEnterTimestamp"), _moment(unit, "ExecMainStartTimestamp") - READING)
+
+
+def _moment(unit: Unit, name: str) -> float:
+    """Return a moment of a unit on today's clock.
 
     The wall clock may have been set since; then the time that passed since, which no one can set, tells another moment
     than what systemd wrote down, and the earlier one counts.
     """
-    written_down = unit.number("InactiveExitTimestamp") / 1e6
-    passed = time.monotonic() - unit.number("InactiveExitTimestampMonotonic") / 1e6
-    return min(written_down, time.time() - passed)
+    passed = time.monotonic() - unit.number(f"{name}Monotonic") / 1e6
+    return min(unit.number(name) / 1e6, time.time() - passed)

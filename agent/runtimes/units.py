@@ -38,6 +38,7 @@ _RESULTS: Mapping[str, str] = {
     "protocol": "it did not do what the Type= of its unit promises",
     "exec-condition": "its ExecCondition= was not met",
 }
+_OF_A_PROCESS = {"exit-code", "signal", "core-dump", "timeout"}
 _JOB_RESULTS: Mapping[str, str] = {
     "dependency": "a unit that it needs did not come up",
     "timeout": "its job took longer than JobTimeoutSec= of its unit",
@@ -110,7 +111,7 @@ class Unit:
 
     def exit_code(self) -> int | None:
         """Return how its last main process ended: 128 + signal when a signal ended it."""
-        if not self.number("ExecMainExitTimestamp") or self.incarnation is None:
+        if not self.number("ExecMainExitTimestamp") or self.incarnation is None or self._failed_helper("ExecStartPre"):
             return None
         status = self.number("ExecMainStatus")
         match self.number("ExecMainCode"):  # as waitid(2) says it
@@ -139,7 +140,9 @@ class Unit:
         """Say why it is down, as far as systemd knows."""
         if self.state not in {RuntimeState.STOPPED, RuntimeState.FAILED}:
             return None
-        return self.unusable() or self._unmet() or self._how_it_ended() or _JOB_RESULTS.get(self.job_result or "")
+        if known := self.unusable() or self._unmet():
+            return known
+        return self._how_it_failed() if self.active == "failed" else _JOB_RESULTS.get(self.job_result or "")
 
     def observation(self, config_sha256: str | None) -> Observation:
         """Say it in the driver's words.
@@ -180,10 +183,11 @@ class Unit:
         }
         return {name: value for name, value in facts.items() if value}
 
-    def _how_it_ended(self) -> str | None:
-        if self.active != "failed":
-            return None
+    def _how_it_failed(self) -> str:
         status, result = self.number("ExecMainStatus"), self.text("Result")
+        for word in ("ExecStartPre", "ExecStartPost"):
+            if program := self._failed_helper(word):
+                return f"{program} of its {word}= failed"
         match result:
             case "exit-code" if status in _SETUP_FAILURES:
                 what = _SETUP_FAILURES[status]
@@ -196,6 +200,15 @@ class Unit:
                 return "it took longer to come up, or to go down, than its unit allows"
             case _:
                 return _RESULTS.get(result, f"systemd says {result}")
+
+    def _failed_helper(self, word: str) -> str | None:
+        """Name the command of an ExecStartPre= or ExecStartPost= that failed when it was to be started last."""
+        if self.active != "failed" or self.text("Result") not in _OF_A_PROCESS:
+            return None
+        for path, _, may_fail, *_, exit_at, _, _, code, status in self.properties.get(word, ()):
+            if exit_at and not may_fail and (code != os.CLD_EXITED or status != 0):
+                return str(path)
+        return None
 
     def _unmet(self) -> str | None:
         """Name the condition or assertion that was not met when it was to be started last."""

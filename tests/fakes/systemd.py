@@ -67,11 +67,13 @@ _TYPES = {
     "ExecMainCode": "i",
     "ExecMainExitTimestamp": "t",
     "ExecMainStartTimestamp": "t",
+    "ExecMainStartTimestampMonotonic": "t",
     "ExecMainStatus": "i",
+    "ExecStartPost": "a(sasbttttuii)",
+    "ExecStartPre": "a(sasbttttuii)",
     "Id": "s",
+    "InactiveEnterTimestamp": "t",
     "InactiveEnterTimestampMonotonic": "t",
-    "InactiveExitTimestamp": "t",
-    "InactiveExitTimestampMonotonic": "t",
     "InvocationID": "ay",
     "Job": "(uo)",
     "LoadError": "(ss)",
@@ -186,7 +188,7 @@ class FakeSystemd:
         """Begin a run, as a start does; returns its incarnation."""
         now, mono = time.time_ns() // 1000, time.monotonic_ns() // 1000
         run = uuid.uuid4()
-        begun = {"InactiveExitTimestamp": now, "InactiveExitTimestampMonotonic": mono, "ExecMainStartTimestamp": now}
+        begun = {"ExecMainStartTimestamp": now, "ExecMainStartTimestampMonotonic": mono}
         ended = {"ExecMainExitTimestamp": 0, "ExecMainCode": 0, "ExecMainStatus": 0, "Result": "success"}
         up = {"ActiveState": "active", "SubState": "running", "MainPID": 4242, "InvocationID": run.bytes}
         figures = {"MemoryCurrent": 1_000_000, "CPUUsageNSec": 1_500_000_000}
@@ -196,8 +198,9 @@ class FakeSystemd:
     def end(self, *, code: int = 1, status: int = 0, push: bool = True, **properties: Any) -> None:
         """End its run: `code` as waitid(2) says it."""
         down = {"ActiveState": "inactive", "SubState": "dead", "MainPID": 0}
-        how = {"ExecMainExitTimestamp": time.time_ns() // 1000, "ExecMainCode": code, "ExecMainStatus": status}
-        entered = {"InactiveEnterTimestampMonotonic": time.monotonic_ns() // 1000}
+        now, mono = time.time_ns() // 1000, time.monotonic_ns() // 1000
+        how = {"ExecMainExitTimestamp": now, "ExecMainCode": code, "ExecMainStatus": status}
+        entered = {"InactiveEnterTimestamp": now, "InactiveEnterTimestampMonotonic": mono}
         self.set(push=push, **{**down, **how, **entered, **properties})
 
     # --- jobs

@@ -61,11 +61,11 @@ async def driver_of(address: str, folder: Path, **settings: Any) -> AsyncIterato
         await driver.close()
 
 
-async def settled_as(driver: SystemdDriver, state: str, *, within: float = 10.0) -> Observation:
+async def settled_as(driver: SystemdDriver, *states: str, within: float = 10.0) -> Observation:
     """Look until it is as wanted, woken by changes alone."""
     async with asyncio.timeout(within):
         while True:
-            if (seen := await driver.observe()).state == state:
+            if (seen := await driver.observe()).state in states:
                 return seen
             await driver.wait_for_change()
 
