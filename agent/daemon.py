@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from agent.activities.lanes import Lanes
+from agent.activities.owned import OwnedRuntimes
 from agent.conditions import Conditions
 from agent.errors import JournalError, Rejection, SettingsError, SupervisorError
 from agent.journal import Journal, StateLock
@@ -41,9 +42,8 @@ from agent.local.machine import read_node_status
 from agent.local.notify import ServiceManager
 from agent.local.server import LocalServer
 from agent.progress import Progress
-from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, Verb, format_time
+from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, format_time
 from agent.redaction import Redactor
-from agent.runtimes.driver import Step
 from agent.runtimes.runtime import Runtime
 from agent.settings import ENROLLMENT_TOKEN, Settings, read_credential
 from agent.wiring import make_runtime
@@ -274,13 +274,18 @@ class Daemon:
             node=self._node_status,
         )
         rotation = Rotation(client, tokens, clock=self._clock, standing=standing, conditions=conditions)
+        owned = OwnedRuntimes(
+            {name: runtime for name, runtime in self._runtimes.items() if self._settings.runtimes[name].owned},
+            journal,
+            conditions,
+        )
         self._lanes = lanes = Lanes(
             self._runtimes,
             journal,
             now=self._clock.now,
             permitted=lambda: standing.permitted,
             conditions=conditions,
-            on_recovered=self._start_owned,
+            on_recovered=owned.start,
             progress=self._progress,
         )
         async with asyncio.TaskGroup() as group:
@@ -293,7 +298,7 @@ class Daemon:
                 group.create_task(rotation.run(), name="rotation"),
                 group.create_task(self._prune(journal), name="pruning"),
                 *(
-                    group.create_task(self._watch(runtime, heartbeat), name=f"watch {name}")
+                    group.create_task(self._watch(runtime, heartbeat, owned), name=f"watch {name}")
                     for name, runtime in self._runtimes.items()
                 ),
             ]
@@ -304,7 +309,7 @@ class Daemon:
             await asyncio.wait({acting}, timeout=self._settings.agent.shutdown_grace)
             acting.cancel()
             await asyncio.wait({acting})
-            await self._stop_owned()
+            await owned.stop_all()
             await self._flush(journal)
             for task in others:
                 task.cancel()
@@ -329,41 +334,16 @@ class Daemon:
                 log.warning("journal.not_pruned", cause=error.message)
             await asyncio.sleep(PRUNE_EVERY)
 
-    async def _watch(self, runtime: Runtime, heartbeat: Heartbeat) -> None:
+    async def _watch(self, runtime: Runtime, heartbeat: Heartbeat, owned: OwnedRuntimes) -> None:
         """Send a heartbeat soon when a runtime changes by itself."""
         while True:
             await runtime.driver.wait_for_change()
             heartbeat.beat()
             try:
-                await runtime.driver.observe()
+                if (await runtime.driver.observe()).running:
+                    owned.seen_running(runtime.name)
             except Rejection as error:
                 log.warning("runtime.unreadable", runtime=runtime.name, cause=error.message)
-
-    # --- runtimes that live and end with the agent
-
-    async def _start_owned(self, runtime: Runtime) -> None:
-        """Start an owned runtime with the agent, unless the last action on it was a stop."""
-        if not self._settings.runtimes[runtime.name].owned or self._journal is None:
-            return
-        if await self._journal.last_verb(runtime.name) is Verb.STOP:
-            log.info("owned.left_stopped", runtime=runtime.name)
-            return
-        try:
-            outcome = await runtime.driver.start(_not_journaled)
-        except Rejection as rejection:
-            self._conditions.set(f"{runtime.name}_not_started", rejection.message, hint=rejection.hint)
-        else:
-            log.info("owned.started", runtime=runtime.name, calls=list(outcome.calls))
-
-    async def _stop_owned(self) -> None:
-        for name, runtime in self._runtimes.items():
-            if self._settings.runtimes[name].owned:
-                try:
-                    outcome = await runtime.driver.stop(_not_journaled)
-                except Rejection as rejection:
-                    log.error("owned.not_stopped", runtime=name, cause=rejection.message)
-                else:
-                    log.info("owned.stopped", runtime=name, exit_code=outcome.exit_code, killed=outcome.killed)
 
     # --- what others are told
 
@@ -423,7 +403,3 @@ class Daemon:
     async def _activity(self, activity_id: int) -> dict[str, Any] | None:
         row = None if self._journal is None else await self._journal.get(activity_id)
         return None if row is None else views.detail(row)
-
-
-async def _not_journaled(_step: Step) -> None:
-    """Stand in for the journal where an owned runtime follows the agent: that is no activity."""

@@ -1,0 +1,125 @@
+"""Runtimes that live and end with the agent."""
+
+import asyncio
+
+from agent.activities.owned import OwnedRuntimes
+from agent.errors import JournalError
+from agent.protocol import ReportStatus, RuntimeName
+from agent.runtimes.driver import Call
+from agent.runtimes.runtime import Runtime
+from tests.activities.conftest import Bench, until
+
+
+def owned_by(bench: Bench, runtime: Runtime) -> OwnedRuntimes:
+    return OwnedRuntimes({RuntimeName.IGGY: runtime}, bench.journal, bench.conditions)
+
+
+async def test_it_is_started_with_the_agent(bench: Bench) -> None:
+    runtime = bench.make_runtime()
+    await owned_by(bench, runtime).start(runtime)
+    assert (bench.world.began, bench.world.running) == (1, 1)
+
+
+async def test_it_stays_down_when_the_last_action_was_a_stop(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("stop"))
+    await owned_by(bench, bench.runtime).start(bench.runtime)
+    assert bench.world.running is None
+    await bench.finished(await bench.dispatch("start"))
+    bench.world.end()
+    await owned_by(bench, bench.runtime).start(bench.runtime)
+    assert bench.world.running is not None
+
+
+async def test_one_that_is_not_owned_is_left_alone(bench: Bench) -> None:
+    runtime = bench.make_runtime()
+    owned = OwnedRuntimes({}, bench.journal, bench.conditions)
+    await owned.start(runtime)
+    bench.world.begin()
+    await owned.stop_all()
+    assert (bench.world.began, bench.world.ended) == (1, 0)
+
+
+async def test_one_that_cannot_be_started_is_said_until_it_runs(bench: Bench) -> None:
+    runtime = bench.make_runtime()
+    owned = owned_by(bench, runtime)
+    bench.world.unavailable = True
+    await owned.start(runtime)
+    assert "iggy_not_started" in bench.conditions
+    owned.seen_running(RuntimeName.IGGY)
+    assert "iggy_not_started" not in bench.conditions
+
+
+async def test_it_is_stopped_with_the_agent(bench: Bench) -> None:
+    bench.world.begin()
+    await owned_by(bench, bench.make_runtime()).stop_all()
+    assert (bench.world.running, bench.world.ended) == (None, 1)
+
+
+async def test_one_that_cannot_be_stopped_ends_nothing_else(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.unavailable = True
+    await owned_by(bench, bench.make_runtime()).stop_all()
+    assert bench.world.ended == 0
+
+
+async def test_a_restart_that_the_end_of_the_agent_cut_short_is_completed_by_the_next_one(bench: Bench) -> None:
+    """Its run began, and the agent itself ended it: that is no failed start."""
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+    activity_id = await bench.dispatch("restart")
+
+    async def waits() -> bool:
+        return bench.world.began == 2
+
+    await until(waits, what="the restart waits for readiness")
+    assert bench.task is not None
+    bench.task.cancel()
+    await asyncio.wait({bench.task})
+    await owned_by(bench, bench.runtime).stop_all()
+    row = await bench.row(activity_id)
+    assert [call.call for call in row.calls] == [Call.STOP, Call.START, Call.STOP]
+    bench.world.ready = True
+    await bench.kill()
+    await bench.start_again(listed=False)
+    row = await bench.finished(activity_id)
+    assert (row.status, row.recovered) == (ReportStatus.COMPLETED, True)
+    assert row.evidence["recovery"]["decision"] == "start_only"
+
+
+async def test_a_journal_that_cannot_be_written_does_not_keep_it_up(bench: Bench) -> None:
+    bench.world.begin()
+    bench.world.ready = False
+    await bench.run()
+    await bench.dispatch("restart")
+
+    async def waits() -> bool:
+        return bench.world.began == 2
+
+    await until(waits, what="the restart waits for readiness")
+
+    async def fail(*_args: object, **_options: object) -> None:
+        msg = "cannot use the journal: disk full"
+        raise JournalError(msg)
+
+    bench.journal.record = fail  # type: ignore[method-assign]
+    await owned_by(bench, bench.runtime).stop_all()
+    assert bench.world.running is None
+    bench.journal.unfinished = fail  # type: ignore[method-assign,assignment]
+    bench.world.begin()
+    await owned_by(bench, bench.runtime).stop_all()
+    assert bench.world.running is None
+
+
+async def test_a_journal_that_cannot_be_read_is_said(bench: Bench) -> None:
+    async def fail(_runtime: str) -> None:
+        msg = "cannot use the journal: disk full"
+        raise JournalError(msg)
+
+    bench.journal.last_verb = fail  # type: ignore[method-assign,assignment]
+    runtime = bench.make_runtime()
+    await owned_by(bench, runtime).start(runtime)
+    assert "iggy_not_started" in bench.conditions
+    assert bench.world.began == 0
