@@ -1,7 +1,7 @@
 """Runtimes that live and end with the agent, for a container that holds both.
 
-They are started with it, unless the last action on them was a stop, and stopped with it. That is no activity; but a
-stop in the middle of one is journaled as its last decisive call, so that the next agent finds out what ended that run, and
+They are started with it, unless the last action on them was a stop, and stopped with it. That is no activity. But a stop
+in the middle of one is journaled as its last decisive call, so that the next agent finds out what ended that run, and
 brings it up again where the activity wanted it up.
 """
 
