@@ -20,12 +20,19 @@ def look(path: Path) -> sqlite3.Connection:
     return _open(path, "ro")
 
 
-def connect(path: Path, *, wal: bool = True) -> sqlite3.Connection:
+def build(path: Path) -> sqlite3.Connection:
+    """Open an existing file that nobody counts on before it is whole: without a journal; the caller syncs it."""
+    connection = _open(path, "rw")
+    connection.execute("PRAGMA journal_mode = OFF")
+    connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
     """Open an existing database so that what was committed is on the disk: WAL with synchronous=FULL."""
     connection = _open(path, "rw")
     try:
-        if wal:
-            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")

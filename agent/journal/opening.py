@@ -14,7 +14,7 @@ import structlog
 
 from agent.errors import JournalError
 from agent.files import fsync_folder
-from agent.journal.database import connect, look
+from agent.journal.database import build, connect, look
 from agent.journal.rows import read_rows, stamp
 from agent.journal.salvage import salvage
 from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, columns, expected_columns, migrate
@@ -139,7 +139,8 @@ def _replace(path: Path, journal_id: str | None) -> int:
         How many reports were saved.
     """
     new = _new(path)
-    if path.exists() or not _is_whole(new, journal_id):
+    # Neither, when a crash came between setting the old one aside and putting this one in its place.
+    if path.exists() or find_damage(new, journal_id) is not None:
         _build(new, lost=True, journal_id=journal_id, damaged=path if path.exists() else None)
     connection = look(new)
     try:
@@ -156,16 +157,19 @@ def _new(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
 
 
-def _is_whole(new: Path, journal_id: str | None) -> bool:
-    """Tell whether a crash came between setting the old journal aside and putting this one in its place."""
-    return not Path(f"{new}-journal").exists() and find_damage(new, journal_id) is None
-
-
 def _build(new: Path, *, lost: bool, journal_id: str | None, damaged: Path | None) -> None:
-    """Make a whole new journal, one file without a WAL, beside the place where it is to be."""
+    """Make a whole new journal, one file without a WAL, beside the place where it is to be; on the disk in the end."""
     _discard(new)
-    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = connect(new, wal=False)
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _fill(new, lost=lost, journal_id=journal_id, damaged=damaged)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(new: Path, *, lost: bool, journal_id: str | None, damaged: Path | None) -> None:
+    connection = build(new)
     try:
         migrate(connection)
         connection.execute("BEGIN IMMEDIATE")
@@ -180,8 +184,7 @@ def _build(new: Path, *, lost: bool, journal_id: str | None, damaged: Path | Non
 
 def _discard(new: Path) -> None:
     """Remove what a crash while building left; it never was a journal."""
-    for companion in ("", "-journal"):
-        Path(f"{new}{companion}").unlink(missing_ok=True)
+    new.unlink(missing_ok=True)
 
 
 def _put_in_place(path: Path) -> None:

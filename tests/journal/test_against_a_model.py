@@ -20,7 +20,7 @@ from tests.journal.conftest import Node, activity
 
 T = TypeVar("T")
 
-NUMBERS = st.integers(min_value=1, max_value=6)
+NUMBERS = st.integers(min_value=1, max_value=3)
 LISTS = st.lists(NUMBERS, max_size=4)
 
 
@@ -120,6 +120,13 @@ class JournalBesideModel(RuleBasedStateMachine):
             self.model.mark = max([self.model.mark, last, *self.swept])
         self.token = None
 
+    @precondition(lambda self: self.token is None)
+    @rule(numbers=LISTS, last=NUMBERS)
+    def sweep(self, numbers: list[int], last: int) -> None:
+        self.begin_sweep()
+        self.read_page(numbers)
+        self.end_sweep(last)
+
     @rule()
     def hear_the_revision(self) -> None:
         """Any answer carries the highest revision that was ever sent; a sweep begins anew when ours is older."""
@@ -130,8 +137,8 @@ class JournalBesideModel(RuleBasedStateMachine):
             for fact in self.model.rows.values():
                 fact.uncertain |= fact.state == "received"
 
-    @rule()
-    def send_the_revision(self) -> None:
+    @invariant()
+    def every_call_carries_the_revision(self) -> None:
         self.seen = max(self.seen, self.node.journal.revision)
 
     @rule(numbers=LISTS)

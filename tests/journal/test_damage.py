@@ -316,7 +316,6 @@ async def test_a_crash_while_it_is_replaced_loses_no_report(
 async def test_a_crash_while_the_new_one_is_built_begins_it_again(full: Node) -> None:
     full.path.unlink()
     (full.folder / "journal.db.new").write_bytes(b"half")
-    (full.folder / "journal.db.new-journal").write_bytes(b"half")
     await full.open()
     assert await full.states() == {}
     assert sorted(path.name for path in full.folder.iterdir()) == ["journal.db", "journal.db-shm", "journal.db-wal"]
