@@ -177,6 +177,11 @@ class Rig:
     def _supervisor_data(self) -> Path:
         return self.folder / "supervisor"
 
+    @property
+    def supervisor_database(self) -> Path:
+        """The Supervisor's store; to be touched only while it does not run."""
+        return self._supervisor_data / "supervisor.db"
+
     # --- the agent
 
     async def enroll(self, token: str) -> None:
