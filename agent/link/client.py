@@ -85,7 +85,7 @@ class SupervisorClient:
         self._read_timeout = read_timeout
         self._health = Health(conditions)
         self._ca_file = ca_file
-        self._transports = {channel: Transport(url, version=version) for channel in Channel}
+        self._transports = {channel: Transport(url, version=version, now=clock.now) for channel in Channel}
 
     async def open(self) -> None:
         """Make the sessions.
@@ -202,7 +202,7 @@ class SupervisorClient:
             msg = f"cannot understand the Supervisor's answer: {place}: {first['msg']}"
             raise SupervisorError(msg, code=Failure.NOT_UNDERSTOOD) from error
         if isinstance(result, HeartbeatAnswer):
-            self._clock.learn(result.server_time, round_trip=answer.round_trip)
+            self._clock.learn(result.server_time, round_trip=answer.round_trip, date=answer.date)
         else:
             self._clock.learn_date(answer.date, round_trip=answer.round_trip)
         return result

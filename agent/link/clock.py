@@ -1,13 +1,15 @@
-"""The Supervisor's clock, as this node knows it: the node's own, put right by what the answers say.
+"""The Supervisor's clock, as this node knows it: what its answers said, carried on by a clock that nobody can set.
 
-The expiry of an activity is judged by the Supervisor's clock, so a node whose clock is wrong does the right
-thing all the same.
+The expiry of an activity is judged by the Supervisor's clock, so a node whose clock is wrong, or is set while the agent
+runs, does the right thing all the same.
 """
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
 from agent.conditions import Conditions
+from agent.link.dates import http_date
 
 SKEWED = "clock_skew"
 """Condition: the two clocks are more than `SKEW_SHOWN` apart."""
@@ -21,56 +23,83 @@ SENSIBLE_YEARS = range(2020, 2200)
 """A time outside is nonsense, and would overflow the arithmetic of dates sooner or later."""
 
 
-class SupervisorClock:
-    """Wall clock plus the offset learnt; used from the event loop only."""
+def since_boot() -> float:
+    """Return the seconds since the machine started, suspended ones included (clock_gettime(2), CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def __init__(self, conditions: Conditions) -> None:
+
+class SupervisorClock:
+    """The Supervisor's time at the last answer plus what passed since; used from the event loop only.
+
+    Args:
+        conditions: Shows that the node's clock is off.
+        elapsed: Returns seconds of a clock that is never set, and goes on while the machine is suspended.
+    """
+
+    def __init__(self, conditions: Conditions, *, elapsed: Callable[[], float] = since_boot) -> None:
         self._conditions = conditions
-        self._offset: timedelta | None = None
+        self._elapsed = elapsed
+        self._sample: tuple[datetime, float] | None = None
         self._precise = False
+        self._dates_agree = True
+
+    @property
+    def known(self) -> bool:
+        """Whether an answer told the time since the agent started; until then it is the node's own that is told."""
+        return self._sample is not None
 
     def now(self) -> datetime:
         """Tell the Supervisor's time, in UTC; the node's own until an answer came."""
-        return datetime.now(UTC) + self.offset
+        if self._sample is None:
+            return datetime.now(UTC)
+        time_then, elapsed_then = self._sample
+        return time_then + timedelta(seconds=self._elapsed() - elapsed_then)
 
     @property
     def offset(self) -> timedelta:
         """How far the Supervisor's clock is ahead of the node's."""
-        return self._offset or timedelta()
+        return self.now() - datetime.now(UTC) if self.known else timedelta()
 
-    def learn(self, server_time: datetime, *, round_trip: float) -> None:
+    def learn(self, server_time: datetime, *, round_trip: float, date: str | None = None) -> None:
         """Learn from the `server_time` of an answer that arrived just now.
 
         Args:
             server_time: Read by the Supervisor somewhere between the call and its answer; the middle is assumed.
             round_trip: Seconds between the call and its answer.
+            date: The Date header of the same answer; tells whether that header follows the Supervisor's clock.
         """
-        if self._learn(server_time, round_trip):
-            self._precise = True
+        if round_trip > LONGEST_ROUND_TRIP or server_time.year not in SENSIBLE_YEARS:
+            return
+        stated = http_date(date)
+        # Something between may write its own Date; then the two would set this clock back and forth for ever.
+        self._dates_agree = stated is None or abs(stated - server_time) <= STEP
+        time_now = server_time + timedelta(seconds=round_trip / 2)
+        difference = time_now - self.now()
+        if self._precise and abs(difference) <= STEP:
+            time_now += difference * (SMOOTHING - 1)
+        self._precise = True
+        self._take(time_now)
 
     def learn_date(self, header: str | None, *, round_trip: float) -> None:
-        """Learn from the Date header of an answer; counts to the second only, so just until something better came."""
-        if header is None or self._precise:
-            return
-        try:
-            date = parsedate_to_datetime(header)
-        except (ValueError, OverflowError):
-            return
-        if date.tzinfo is not None:
-            self._learn(date + timedelta(seconds=0.5), round_trip)
+        """Learn from the Date header of an answer.
 
-    def _learn(self, server_time: datetime, round_trip: float) -> bool:
-        if round_trip > LONGEST_ROUND_TRIP or server_time.year not in SENSIBLE_YEARS:
-            return False
-        sample = server_time - (datetime.now(UTC) - timedelta(seconds=round_trip / 2))
-        if self._offset is None or not self._precise or abs(sample - self._offset) > STEP:
-            self._offset = sample
-        else:
-            self._offset += (sample - self._offset) * SMOOTHING
-        self._judge(self._offset)
-        return True
+        It counts to the second only, so once there was something better it just corrects a clock that was set.
+        """
+        date = http_date(header)
+        if date is None or round_trip > LONGEST_ROUND_TRIP or date.year not in SENSIBLE_YEARS:
+            return
+        half = timedelta(seconds=round_trip / 2)
+        time_now = date + timedelta(seconds=0.5) + half
+        if self._precise:
+            # Half the round trip is how wrong the middle of it can be.
+            if not self._dates_agree or abs(time_now - self.now()) <= STEP + half:
+                return
+            self._precise = False
+        self._take(time_now)
 
-    def _judge(self, offset: timedelta) -> None:
+    def _take(self, time_now: datetime) -> None:
+        self._sample = time_now, self._elapsed()
+        offset = self.offset
         if abs(offset) <= SKEW_SHOWN:
             self._conditions.clear(SKEWED)
             return

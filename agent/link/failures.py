@@ -3,9 +3,8 @@
 import json
 import re
 import ssl
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from agent.errors import SupervisorError
+from agent.link.dates import http_date
 
 LONGEST_QUOTE = 300
 """Characters of the Supervisor's own words that are repeated in an error."""
@@ -126,7 +126,13 @@ def not_understood(url: URL, cause: str) -> SupervisorError:
 
 
 def refused(
-    status: int, headers: Mapping[str, str], body: bytes, url: URL, secrets: Iterable[str] = ()
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    url: URL,
+    secrets: Iterable[str] = (),
+    *,
+    now: Callable[[], datetime],
 ) -> SupervisorError:
     """Explain an error answer; a problem document is read leniently, for a proxy may have answered.
 
@@ -136,6 +142,7 @@ def refused(
         body: Of the answer, as far as it was read.
         url: Of the call.
         secrets: What is never repeated, even if the answer does.
+        now: Tells the Supervisor's time; asked only when the answer does not tell it.
     """
     problem = _problem(body)
     code = _word(problem.get("code"))
@@ -146,7 +153,7 @@ def refused(
         hint=_hint(status),
         status=status,
         code=code,
-        retry_after=retry_after_seconds(headers.get("Retry-After")),
+        retry_after=retry_after_seconds(headers.get("Retry-After"), date=headers.get("Date"), now=now),
     )
 
 
@@ -186,16 +193,22 @@ def _quote(text: object, secrets: Iterable[str]) -> str | None:
     return printable[:LONGEST_QUOTE]
 
 
-def retry_after_seconds(header: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or an HTTP date (RFC 9110, 10.2.3); None if there is none that is valid."""
+def retry_after_seconds(header: str | None, *, date: str | None, now: Callable[[], datetime]) -> float | None:
+    """Read a Retry-After header (RFC 9110, 10.2.3).
+
+    Args:
+        header: Seconds, or an HTTP date.
+        date: The Date header of the same answer: the clock that such a date was reckoned by.
+        now: Tells the Supervisor's time; asked only without a Date header.
+
+    Returns:
+        Seconds; None if there is no header, or none that is valid.
+    """
     if header is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", header.strip()):
         return float(header)
-    try:
-        date = parsedate_to_datetime(header)
-    except (ValueError, OverflowError):
+    until = http_date(header)
+    if until is None:
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return max(0.0, (until - (http_date(date) or now())).total_seconds())

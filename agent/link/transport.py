@@ -3,8 +3,9 @@
 import json
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -38,13 +39,15 @@ class Transport:
     Args:
         url: `supervisor.url`.
         version: Of the agent; sent with each call.
+        now: Tells the Supervisor's time, as well as it is known.
 
     Raises:
         SettingsError: The URL cannot be used.
     """
 
-    def __init__(self, url: str, *, version: str) -> None:
+    def __init__(self, url: str, *, version: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._base = api_base(url)
+        self._now = now
         self._user_agent = f"iggy-agent/{version}"
         self._session: aiohttp.ClientSession | None = None
 
@@ -112,7 +115,7 @@ class Transport:
         if 300 <= status < 400:
             raise failures.redirected(status, answer_headers.get("Location"), url)
         if not 200 <= status < 300:
-            raise failures.refused(status, answer_headers, content or b"", url, secrets)
+            raise failures.refused(status, answer_headers, content or b"", url, secrets, now=self._now)
         if content is None:
             raise failures.too_large(url, MAX_BODY_BYTES)
         return Answer(_parse(content, answer_headers, url), answer_headers.get("Date"), round_trip)

@@ -1,9 +1,12 @@
 """What holds for every call: headers, sizes, time-outs, and each failure with its own sentence."""
 
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from agent.conditions import Conditions
 from agent.errors import SettingsError, SupervisorError
@@ -11,7 +14,7 @@ from agent.journal import Journal
 from agent.link.failures import Failure
 from agent.link.health import Channel
 from agent.protocol import MAX_BODY_BYTES
-from tests.fakes.supervisor import TOKEN, FakeSupervisor, hang, huge, plain, redirect, status
+from tests.fakes.supervisor import TOKEN, FakeSupervisor, Handler, hang, huge, plain, redirect, status
 from tests.link.conftest import Node, a_node
 
 
@@ -66,6 +69,27 @@ async def test_a_huge_error_body_still_tells_its_status(node: Node, supervisor: 
     supervisor.script("activities", plain(503, b"x" * 2 * MAX_BODY_BYTES, headers={"Retry-After": "3"}))
     error = await listed(node)
     assert (error.status, error.retry_after) == (503, 3)
+
+
+async def test_a_date_to_retry_after_is_reckoned_by_the_supervisors_clock(
+    node: Node, supervisor: FakeSupervisor
+) -> None:
+    theirs = datetime.now(UTC) + timedelta(hours=-5)
+    node.clock.learn(theirs, round_trip=0)
+    until = format_datetime(theirs + timedelta(seconds=100), usegmt=True)
+
+    async def undated(request: web.Request, _handler: Handler) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\nRetry-After: %s\r\n\r\n" % until.encode())
+        request.transport.close()
+        return web.Response()
+
+    dated = format_datetime(theirs + timedelta(seconds=40), usegmt=True)
+    supervisor.script("activities", undated, plain(503, b"", headers={"Retry-After": until, "Date": dated}))
+    retry_after = (await listed(node)).retry_after
+    assert retry_after is not None
+    assert 85 <= retry_after <= 100
+    assert (await listed(node)).retry_after == 60
 
 
 async def test_a_redirect_is_not_followed(node: Node, supervisor: FakeSupervisor) -> None:

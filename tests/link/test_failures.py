@@ -1,12 +1,26 @@
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 from yarl import URL
 
-from agent.link.failures import redirected, refused, retry_after_seconds
+from agent.errors import SupervisorError
+from agent.link import failures
+from agent.link.failures import redirected, retry_after_seconds
 
 ORIGIN = URL("https://supervisor.example.com/agent/v1/activities?secret=1")
+NOON = datetime(2026, 3, 16, 12, tzinfo=UTC)
+
+
+def refused(
+    status: int, headers: Mapping[str, str], body: bytes, url: URL, secrets: Iterable[str] = ()
+) -> SupervisorError:
+    return failures.refused(status, headers, body, url, secrets, now=lambda: NOON)
+
+
+def http(moment: datetime) -> str:
+    return format_datetime(moment, usegmt=True)
 
 
 def test_a_problem_document_is_quoted_with_its_code() -> None:
@@ -76,11 +90,22 @@ def test_a_redirect_says_where_to(location: str | None, target: str) -> None:
     ("header", "seconds"), [(None, None), ("12", 12), (" 0 ", 0), ("-5", None), ("soon", None), ("9" * 30, None)]
 )
 def test_retry_after_in_seconds(header: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(header) == seconds
+    assert retry_after_seconds(header, date=None, now=lambda: NOON) == seconds
 
 
-def test_retry_after_as_a_date() -> None:
-    soon = datetime.now(UTC) + timedelta(seconds=90)
-    assert retry_after_seconds(format_datetime(soon, usegmt=True)) == pytest.approx(90, abs=3)
-    assert retry_after_seconds(soon.strftime("%a, %d %b %Y %H:%M:%S -0000")) == pytest.approx(90, abs=3)
-    assert retry_after_seconds(format_datetime(soon - timedelta(days=1), usegmt=True)) == 0
+@pytest.mark.parametrize("away", [timedelta(hours=-6), timedelta(hours=6)])
+def test_retry_after_as_a_date_is_reckoned_by_the_clock_of_the_answer(away: timedelta) -> None:
+    """Whatever the time is here: a node whose clock is behind would be silent for an hour, one ahead would not wait."""
+    until = http(NOON + timedelta(seconds=90))
+    assert refused(429, {"Retry-After": until, "Date": http(NOON)}, b"", ORIGIN).retry_after == 90
+    assert retry_after_seconds(until, date=http(NOON), now=lambda: NOON + away) == 90
+    assert retry_after_seconds("Mon, 16 Mar 2026 12:01:30 -0000", date=http(NOON), now=lambda: NOON + away) == 90
+
+
+@pytest.mark.parametrize("date", [None, "today"])
+def test_without_a_date_of_the_answer_it_is_reckoned_by_the_supervisors_time(date: str | None) -> None:
+    assert retry_after_seconds(http(NOON + timedelta(seconds=90)), date=date, now=lambda: NOON) == 90
+
+
+def test_a_retry_after_that_is_over_waits_for_nothing() -> None:
+    assert retry_after_seconds(http(NOON - timedelta(days=1)), date=http(NOON), now=lambda: NOON) == 0
