@@ -182,6 +182,9 @@ class SystemdDriver:
             hint = f"add EnvironmentFile=-{self._environment_file} to the unit, then systemctl daemon-reload"
             raise Rejection(ReasonCode.CONFIG_INVALID, msg, hint=hint)
 
+    async def tidy(self, committed: str | None) -> None:
+        """Leave all as it is: this driver leaves nothing behind."""
+
     def warnings(self) -> list[str]:
         """Say what about the unit may surprise: it was edited, it stops slowly, it reads no configs."""
         unit = self._last

@@ -462,21 +462,3 @@ async def test_a_run_on_its_way_up_is_not_taken_for_the_one_that_a_restart_begin
     before = steps[0].before
     assert before is not None
     assert (before.running, before.incarnation) == (True, run)
-
-
-# --- configs and warnings
-
-
-async def test_what_about_the_unit_may_surprise_is_a_warning(
-    driver: SystemdDriver, systemd: FakeSystemd, folder: Path
-) -> None:
-    assert any("cannot be reconfigured" in warning for warning in driver.warnings())
-    file = str(folder / "current" / "environment")
-    systemd.set(EnvironmentFiles=[[file, True]], NeedDaemonReload=True, TimeoutStopUSec=90_000_000)
-    await driver.observe()
-    reload_needed, slow = driver.warnings()
-    assert "daemon-reload" in reload_needed
-    assert "TimeoutStopSec=" in slow
-    systemd.set(NeedDaemonReload=False, TimeoutStopUSec=20_000_000)
-    await driver.observe()
-    assert driver.warnings() == []

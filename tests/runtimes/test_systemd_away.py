@@ -4,12 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from dbus_fast import Message
+from dbus_fast import ErrorType, Message
 
+import agent.runtimes.bus
 from agent.errors import Rejection
 from agent.protocol import ReasonCode
 from agent.runtimes.systemd import SystemdDriver
-from tests.fakes.systemd import FakeSystemd, PrivateBus
+from tests.fakes.systemd import FakeSystemd, PrivateBus, refuse
 from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.systemd_rig import driver_of, fake_systemd, looked, settled_as, settled_as_soon_as_it_can_be_asked
 
@@ -192,3 +193,79 @@ async def test_cancelling_a_verb_leaves_its_job_to_systemd(
         await stopping
     assert (await driver.observe()).state == "stopping"
     assert systemd.acts == ["StopUnit replace"]
+
+
+async def test_a_call_that_systemd_never_answers_is_told_by_what_is_seen_after(
+    driver: SystemdDriver, systemd: FakeSystemd, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act_and_say_nothing(_call: Message) -> None:
+        systemd.run()
+
+    monkeypatch.setattr(agent.runtimes.bus, "CALL_TIMEOUT", 0.2)
+    systemd.on["StartUnit"] = act_and_say_nothing
+    outcome = await driver.start(steps)
+    assert outcome.detail["job_result"] == "not seen"
+    assert (await driver.observe()).running
+
+
+async def test_a_start_whose_job_waits_without_a_reason_to_be_seen_is_a_timeout(
+    bus: PrivateBus, systemd: FakeSystemd, folder: Path, steps: Steps
+) -> None:
+    def never(call: Message) -> Message:
+        return Message.new_method_return(call, "o", [systemd.new_job("verify-active", pending=True)])
+
+    systemd.on["StartUnit"] = never
+    async with driver_of(bus.address, folder, stop_timeout=-4.9) as driver:
+        with pytest.raises(Rejection) as caught:
+            await driver.start(steps)
+    assert caught.value.code is ReasonCode.TIMEOUT
+
+
+async def test_a_job_that_cannot_be_followed_in_time_is_given_up(
+    bus: PrivateBus, systemd: FakeSystemd, folder: Path, steps: Steps
+) -> None:
+    def hang(call: Message) -> Message:
+        systemd.set(ActiveState="deactivating")
+        return Message.new_method_return(call, "o", [systemd.new_job("stop", pending=True)])
+
+    systemd.run()
+    systemd.on["StopUnit"] = hang
+    async with driver_of(bus.address, folder, stop_timeout=-4.0) as driver:
+        stopping = asyncio.ensure_future(driver.stop(steps))
+        await eventually(lambda: "StopUnit replace" in systemd.acts)
+        await looked(systemd, 1)
+        bus.kill()
+        with pytest.raises(Rejection) as caught:
+            await stopping
+    assert caught.value.code is ReasonCode.DRIVER_UNAVAILABLE
+
+
+async def test_a_systemd_that_goes_before_the_start_limit_is_reset_is_away(
+    driver: SystemdDriver, systemd: FakeSystemd, steps: Steps
+) -> None:
+    systemd.set(ActiveState="failed", Result="start-limit-hit")
+    systemd.on["ResetFailedUnit"] = refuse("org.freedesktop.DBus.Error.NoReply")
+    with pytest.raises(Rejection) as caught:
+        await driver.start(steps)
+    assert caught.value.code is ReasonCode.DRIVER_UNAVAILABLE
+    assert systemd.acts == ["ResetFailedUnit"]
+
+
+async def test_a_reading_that_is_refused_says_so(driver: SystemdDriver, systemd: FakeSystemd) -> None:
+    systemd.on["GetAll"] = refuse("org.freedesktop.DBus.Error.AccessDenied")
+    with pytest.raises(Rejection, match="systemd refused to say") as caught:
+        await driver.observe()
+    assert caught.value.code is ReasonCode.DRIVER_UNAVAILABLE
+
+
+async def test_a_job_that_ends_while_it_is_looked_at_is_looked_at_again(
+    driver: SystemdDriver, systemd: FakeSystemd
+) -> None:
+    def just_ended(call: Message) -> Message:
+        systemd.finish_job(path)
+        systemd.run()
+        return Message.new_error(call, ErrorType.UNKNOWN_OBJECT, "it has just ended")
+
+    path = systemd.new_job("start", pending=True)
+    systemd.on["Get"] = just_ended
+    assert (await driver.observe()).running
