@@ -1,13 +1,14 @@
 """Secrets out of text: before anything is logged, printed or reported.
 
 Two nets: the values that are known to be secret, wherever they turn up, and what looks like a secret by its name. The
-second has holes by its nature, so whoever reads a secret adds its value to the first.
+second has holes by its nature, so whoever reads a secret adds its value to the first. What a secret is called is
+defined here once, for the agent and for the Supervisor.
 """
 
 import json
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MARKER = "[redacted]"
@@ -21,27 +22,48 @@ _WHOLE_WORD_BELOW = 8
 _WELL_KNOWN = frozenset({"iggy", "connectors", "true", "false", "null", "none"})
 """Never masked: these words are everywhere in what we write, and whoever has one as a password has no secret."""
 
-_NAME = r"(?:password|passwd|secret|token|api[_-]?key)"
-_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|\\"(?:[^"\\]|\\[^"])*\\"|'[^']*'|[^\s"'\\]+)"""
+_WORD = (
+    r"(?:pass(?:word|wd|phrase)|secret|token|credential"
+    r"|(?:api|private|encryption|access|account|signing|master)[_-]?key)"
+)
+_ABOUT = (
+    r"(?:file|path|dir|directory|folder|enabled|disabled|required|interval|expiry|expires|expires_(?:at|in)|expired|ttl"
+    r"|timeout|lifetime|seconds|type|algorithm|names?|user|username|count|length|size|limit)"
+)
+"""How the name of something ends that is about a secret, but is none: `password_file`, `access_token_expiry`."""
+_NAME = rf"(?!(?<![\w-])secret_keys(?![\w-])){_WORD}(?![\w-]{{0,40}}[_-]{_ABOUT}(?![\w-]))"
+"""`secret_keys` lists the names of secrets, which everybody may know. Bounded, so that no text is slow to search."""
+_LONGEST_NAME = 120
+"""Characters of a nested name that are looked at."""
+
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|\\"(?:[^"\\]|\\[^"])*\\"|'[^']*'|\[[^\[\]]*\]|[^\s"'\\]+)"""
 
 _SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
 _PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
-        # password=…, IGGY_ROOT_PASSWORD="…", "api_key": "…"; the suffix is bounded so that no text is slow to search
-        (rf"""({_NAME}[\w-]{{0,40}}(?:\\?["']\s*[:=]|\s?=)\s*){_VALUE}""", rf"\1{MARKER}"),
-        (rf"(\bpass(?:word|wd):\s*){_VALUE}", rf"\1{MARKER}"),
-        (rf"(\bld-api-key:\s*){_VALUE}", rf"\1{MARKER}"),
-        (r"""(\b(?:bearer|basic)\s+)[^\s"'\\]+""", rf"\1{MARKER}"),
-        (r"""(://)[^\s/@"']+(@)""", rf"\1{MARKER}\2"),
+        # password=…, IGGY_ROOT_PASSWORD="…", "api_key": "…"
+        (rf"""({_NAME}[\w-]{{0,40}}(?:\\?["']\s*[:=]|[ \t]{{0,20}}=)\s*){_VALUE}""", r"\1{marker}"),
+        (rf"(\bpass(?:word|wd|phrase):\s*){_VALUE}", r"\1{marker}"),
+        (rf"(\bld-api-key:\s*){_VALUE}", r"\1{marker}"),
+        (r"""(\b(?:bearer|basic)\s+)[^\s"'\\]+""", r"\1{marker}"),
+        # USER:PASSWORD@ up to the last @, for a password may hold a / or an @ that nobody escaped; HOST:PORT/… is none
+        (r"""(://)(?!\[)[^\s/@:"']*:(?!\d{1,5}/)(?:[^\s"':]|:(?!//))*(@)""", r"\1{marker}\2"),
+        (r"""(://)[^\s/"']+(@)""", r"\1{marker}\2"),
     )
 )
 
 
 class Redactor:
-    """Masks secrets in text and in data; one for the whole agent, safe to use from any thread."""
+    """Masks secrets in text and in data; one for the whole agent, safe to use from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        marker: What stands in the place of a secret.
+    """
+
+    def __init__(self, marker: str = MARKER) -> None:
+        self._marker = marker
+        self._patterns = [(pattern, replacement.format(marker=marker)) for pattern, replacement in _PATTERNS]
         self._lock = threading.Lock()
         self._values: frozenset[str] = frozenset()
         self._known: re.Pattern[str] | None = None
@@ -58,8 +80,8 @@ class Redactor:
 
     def text(self, s: str) -> str:
         """Return a text with its secrets masked; the same object when there are none."""
-        masked = s if self._known is None else self._known.sub(MARKER, s)
-        for pattern, replacement in _PATTERNS:
+        masked = s if self._known is None else self._known.sub(self._marker, s)
+        for pattern, replacement in self._patterns:
             masked = pattern.sub(replacement, masked)
         return s if masked == s else masked
 
@@ -88,12 +110,33 @@ class Redactor:
     def _entry(self, key: Any, value: Any) -> Any:
         if value is None or isinstance(value, bool) or not is_secret_name(str(key)):
             return self.data(value)
-        return MARKER
+        return self._marker
 
 
 def is_secret_name(name: str) -> bool:
     """Tell whether a setting, variable or field of this name holds a secret."""
     return _SECRET_KEY.search(name) is not None
+
+
+def named_secrets(content: Mapping[str, Any]) -> Iterator[str]:
+    """Find the texts that stand under a secret name in nested data, such as a parsed TOML file.
+
+    The names on the way count as one: `key` in a table `encryption` is an encryption key.
+    """
+    # A stack of its own: a dotted TOML key nests deeper than Python recurses.
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        match value:
+            case str():
+                if is_secret_name(name):
+                    yield value
+            case Mapping():
+                waiting += [(f"{name}_{key}"[-_LONGEST_NAME:], inner) for key, inner in value.items()]
+            case list():
+                waiting += [(name, inner) for inner in value]
+            case _:
+                pass  # a number, a time: no text
 
 
 def _forms(value: str) -> set[str]:

@@ -1,12 +1,12 @@
 """Configs in the store: versions that never change, one active per kind, secrets that never come back."""
 
 import json
-import re
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
 from agent.protocol import MAX_CONFIG_BYTES, Config, ConfigFile, FieldIssue, config_sha256
+from agent.redaction import is_secret_name
 from supervisor.auth import MASK, Caller, Deployment
 from supervisor.clock import whole_time
 from supervisor.ids import allocate_id
@@ -14,10 +14,6 @@ from supervisor.problems import Code, ProblemError
 from supervisor.requests import Paging
 from supervisor.schema import ConfigBody
 
-SECRET_NAME = re.compile(
-    r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|API_?KEY|PRIVATE_?KEY|ENCRYPTION_?KEY|CREDENTIAL", re.IGNORECASE
-)
-"""A value under such a name is secret even if nobody said so."""
 MIN_SECRET_CHARACTERS = 8
 """A shorter secret is not looked for in texts: `iggy`, the server's default password, would mask half of them."""
 
@@ -30,7 +26,7 @@ def create_config(
     Raises:
         ProblemError: It is over 512 KiB as the agent would get it (413), or a secret is the mask (400).
     """
-    secret_keys = sorted({*body.secret_keys, *(key for key in body.values if SECRET_NAME.search(key))})
+    secret_keys = sorted({*body.secret_keys, *(key for key in body.values if is_secret_name(key))})
     _refuse_masks(body, secret_keys)
     (latest,) = connection.execute(
         "SELECT coalesce(max(version), 0) FROM configs WHERE deployment_id = ? AND kind = ? AND name = ?",

@@ -15,6 +15,7 @@ driver = "process"
 command = ["iggy-server", "--password={SECRET}"]
 [runtimes.iggy.environment]
 IGGY_ROOT_PASSWORD = "{SECRET}"
+IGGY_SYSTEM_ENCRYPTION_KEY = "{SECRET[::-1]}"
 RUST_LOG = "info"
 [runtimes.connectors]
 driver = "docker"
@@ -45,8 +46,10 @@ def test_all_settings_in_force_are_printed_with_their_source_and_without_secrets
     assert rows["agent.retention_count"] == ["10000", "default"]
     assert rows["runtimes.connectors.probe.api_key"] == ['"[redacted]"', str(config)]
     assert rows["runtimes.iggy.environment.IGGY_ROOT_PASSWORD"] == ['"[redacted]"', str(config)]
+    assert rows["runtimes.iggy.environment.IGGY_SYSTEM_ENCRYPTION_KEY"] == ['"[redacted]"', str(config)]
     assert rows["runtimes.iggy.environment.RUST_LOG"] == ['"info"', str(config)]
     assert SECRET not in result.out + result.err
+    assert SECRET[::-1] not in result.out
 
 
 def test_the_same_as_json(here: Here, config: Path) -> None:
