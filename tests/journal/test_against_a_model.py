@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from agent.errors import JournalError
 from agent.journal import Journal, SweepToken
 from agent.protocol import ReasonCode
 from tests.journal.conftest import Node, activity
@@ -31,6 +32,8 @@ class Fact:
     state: str = "received"
     uncertain: bool = False
     code: str | None = None
+    called: bool = False
+    """Its decisive call is journaled."""
 
 
 @dataclass
@@ -135,7 +138,7 @@ class JournalBesideModel(RuleBasedStateMachine):
         if old:
             self.model.lost, self.model.revision, self.token = True, self.seen, None
             for fact in self.model.rows.values():
-                fact.uncertain |= fact.state == "received"
+                fact.uncertain |= fact.state == "received" or (fact.state == "started" and not fact.called)
 
     @invariant()
     def every_call_carries_the_revision(self) -> None:
@@ -158,6 +161,19 @@ class JournalBesideModel(RuleBasedStateMachine):
         if may and fact is not None:
             fact.state = "started"
             self.model.revision += 1
+
+    @rule(number=NUMBERS)
+    def call(self, number: int) -> None:
+        fact = self.model.rows.get(number)
+        facts: dict[str, Any] = {"running": True, "incarnation": "inc-1", "boot_id": "boot-1", "detail": {}}
+        try:
+            self.run(self.node.journal.record(number, "restart", decisive=True, **facts))
+        except JournalError:
+            assert fact is None or fact.state != "started" or fact.uncertain
+        else:
+            assert fact is not None
+            assert (fact.state, fact.uncertain) == ("started", False)
+            fact.called = True
 
     @rule(number=NUMBERS)
     def finish(self, number: int) -> None:

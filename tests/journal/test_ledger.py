@@ -200,6 +200,35 @@ async def test_a_step_of_what_is_not_started_is_refused_so_that_it_is_not_made(n
     assert "journal_unwritable" not in node.conditions, "the disk is not at fault"
 
 
+async def test_a_started_one_of_an_old_copy_goes_on_only_when_its_decisive_call_is_in_it(node: Node) -> None:
+    """Without that call the copy cannot know whether it was made since; with it, recovery compares with A."""
+    await node.sweep(activity(1), activity(2))
+    for number in (1, 2):
+        await node.start(number)
+        await record(node, number, "stop")
+    await record(node, 2, "start", decisive=True, running=False, boot_id="boot-1")
+    await node.journal.check_revision(9)
+    assert [(row.id, row.uncertain) for row in await node.journal.unfinished()] == [(1, True), (2, False)]
+    with pytest.raises(JournalError, match="cannot journal a step"):
+        await record(node, 1, "start", decisive=True)
+    await record(node, 2, "start", decisive=True)
+
+
+async def test_an_old_copy_does_not_know_which_release_was_committed_since(node: Node) -> None:
+    await node.journal.know_runtime("iggy", current="1-1")
+    await node.journal.check_revision(9)
+    assert await node.journal.committed("iggy") is None
+    await node.journal.know_runtime("iggy", current="2-1")
+    assert await node.journal.committed("iggy") == "2-1"
+
+
+@pytest.mark.parametrize("revision", [0, 9])
+async def test_it_is_known_once_the_supervisor_has_told_how_far_the_journal_had_come(node: Node, revision: int) -> None:
+    assert not node.journal.compared.is_set()
+    await node.journal.check_revision(revision)
+    assert node.journal.compared.is_set()
+
+
 # --- runtimes
 
 
