@@ -1,8 +1,8 @@
 """Runtimes that live and end with the agent, for a container that holds both.
 
-They are started with it, unless the last action on them was a stop, and stopped with it. That is no activity. But a stop
-in the middle of one is journaled as its last decisive call, so that the next agent finds out what ended that run, and
-brings it up again where the activity wanted it up.
+They are started with it, unless the last action on them was a stop, and stopped with it. That is no activity; but one
+that is cut short by the stop gets it journaled as its last decisive call, so that the next agent knows what ended the
+run, and brings it up again where the activity wanted it up.
 """
 
 import asyncio
