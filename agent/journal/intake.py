@@ -39,11 +39,6 @@ def _is_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 1 <= value <= MAX_ID
 
 
-def _sequence(raw: Any) -> int:
-    sequence = raw.get("sequence") if isinstance(raw, dict) else None
-    return sequence if _is_id(sequence) else 0
-
-
 def read_item(raw: Any) -> Item | None:
     """Read one raw item; None when it has no usable id and sequence, so that nothing could be answered."""
     if not isinstance(raw, dict) or not _is_id(raw.get("id")) or not _is_id(raw.get("sequence")):
@@ -88,6 +83,7 @@ class Page:
     """What one answer listed; it counts once it is journaled."""
 
     listed: set[int] = field(default_factory=set)
+    """Also with another content: what is processing under its id is not withdrawn."""
     waiting: set[int] = field(default_factory=set)
     """Those of them that may begin, as far as the Supervisor is concerned."""
     highest: int = 0
@@ -109,11 +105,12 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Ta
         item = read_item(raw)
         if item is None:
             taken.skipped += 1
-            cursor = max(cursor, _sequence(raw))  # else each poll would be answered at once, with this one
             continue
-        cursor = max(cursor, item.sequence)
         page.highest = max(page.highest, item.sequence)
-        row = connection.execute("SELECT id, digest, state FROM activities WHERE id = ?", (item.id,)).fetchone()
+        page.listed.add(item.id)
+        row = connection.execute(
+            "SELECT id, sequence, digest, state FROM activities WHERE id = ?", (item.id,)
+        ).fetchone()
         if row is None:
             _insert(connection, item, uncertain=item.sequence <= uncertain_through)
             taken.new += 1
@@ -127,7 +124,8 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Ta
             uncertain = journal["lost"] or item.sequence <= journal["mark"]
             taken.again += _listed_again(connection, row, uncertain=bool(uncertain))
             waiting = row["state"] == RowState.RECEIVED
-        page.listed.add(item.id)
+        # Only what is here: one bad item with a sequence far away would else hide from the polls all that comes.
+        cursor = max(cursor, item.sequence if row is None else row["sequence"])
         if waiting:
             page.waiting.add(item.id)
     connection.execute("UPDATE journal SET cursor = ?", (cursor,))

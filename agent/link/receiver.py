@@ -84,6 +84,8 @@ class Receiver:
         self._stall = stall or Backoff(cap=LONGEST_STALL)
         self._mark = mark or Mark()
         self._sweep_at = 0.0
+        self._past = 0
+        """Sequence that the next poll asks past; 0 for the cursor."""
         self.sweeps = 0
         """Complete ones, since the agent started."""
         self.skipped = 0
@@ -149,10 +151,10 @@ class Receiver:
                 return None
             self._note(await self._journal.take(answer.items, sweep=token))
             last = max(last, answer.last)
-            highest = highest_sequence(answer.items)
-            if highest > after:
-                after = highest
-            elif highest == 0 and len(answer.items) < self._page:
+            further = page_past(answer.items, after)
+            if further > after:
+                after = further
+            elif further == 0 and len(answer.items) < self._page:
                 # No items, or none that could be paged past.
                 return last
             else:
@@ -169,15 +171,22 @@ class Receiver:
         return error
 
     async def _poll(self) -> None:
-        """Wait for what is above the cursor."""
+        """Wait for what is above the cursor; or look, without waiting, behind what could not be journaled there."""
         wait, cursor, begun = self._pace.poll_wait, self._journal.cursor, time.monotonic()
-        answer = await self._client.activities(after=cursor, wait=wait, limit=self._page)
+        after, self._past = max(cursor, self._past), 0
+        if after > cursor:
+            wait = 0.0
+        answer = await self._client.activities(after=after, wait=wait, limit=self._page)
         if await self._outdated(answer.revision):
             self._sweep_at = 0.0
             return
         taken = self._note(await self._journal.take(answer.items, sweep=None))
         if answer.items:
             progress = taken.new > 0 or self._journal.cursor > cursor
+            further = page_past(answer.items, after)
+            if not progress and further > after:
+                # Never waited at: one bad item may have a sequence that nothing will ever be above.
+                self._past = further
         else:
             progress = time.monotonic() - begun >= min(wait, EARLY) and wait > 0
         if progress:
@@ -200,7 +209,19 @@ class Receiver:
         return taken
 
 
-def highest_sequence(items: Sequence[Any]) -> int:
-    """Return the highest sequence of raw items; 0 when none has one that could be asked past."""
-    sequences = (item.get("sequence") for item in items if isinstance(item, dict))
-    return max((value for value in sequences if type(value) is int and 1 <= value <= MAX_ID), default=0)
+def page_past(items: Sequence[Any], after: int) -> int:
+    """Return the sequence to ask past when these items were listed; 0 when none has one.
+
+    That of an item with an id is believed first: the sequence of another may be nonsense too, and would hide the rest.
+
+    Args:
+        items: Raw, of one answer.
+        after: What was asked past to get them.
+    """
+    listed = [item for item in items if isinstance(item, dict) and _is_id(item.get("sequence"))]
+    usable = max((item["sequence"] for item in listed if _is_id(item.get("id"))), default=0)
+    return usable if usable > after else max((item["sequence"] for item in listed), default=0)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_ID

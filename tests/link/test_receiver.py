@@ -9,7 +9,7 @@ import pytest
 from agent.conditions import Conditions
 from agent.errors import JournalError
 from agent.journal import Journal
-from agent.link.receiver import highest_sequence
+from agent.link.receiver import page_past
 from agent.protocol import ReportOutcome
 from tests.fakes.supervisor import FakeSupervisor, activity, altered, cut, hang, huge, plain, redirect, status
 from tests.link.conftest import Node, a_node, eventually, eventually_async, gaps, running, steady
@@ -253,6 +253,50 @@ async def test_a_poll_that_brings_nothing_new_is_no_hot_loop(node: Node, supervi
         assert gap >= least * 0.95
 
 
+async def test_an_item_without_an_id_and_with_the_highest_sequence_hides_nothing_and_is_no_hot_loop(
+    node: Node, supervisor: FakeSupervisor
+) -> None:
+    receiver = node.receiver(stall=steady(0.1, cap=0.8))
+    async with running(receiver.run()):
+        await eventually(lambda: receiver.sweeps == 1 and supervisor.count("activities") == 2)
+        await supervisor.dispatch({"sequence": BIG})
+        await eventually(lambda: supervisor.count("activities") >= 6)
+        assert node.journal.cursor == 0
+        await supervisor.dispatch(activity(5))
+        await eventually(lambda: node.journal.cursor == 5)
+        assert receiver.sweeps == 1, "it came by a poll"
+        await supervisor.dispatch(activity(6))
+        await eventually(lambda: node.journal.cursor == 6)
+    assert (await node.states()).keys() == {activity(5)["id"], activity(6)["id"]}
+    for gap, least in zip(gaps(supervisor, "activities")[1:5], (0.1, 0.2, 0.4, 0.8), strict=True):
+        assert gap >= least * 0.95
+
+
+async def test_a_poll_gets_past_pages_full_of_unusable_items(node: Node, supervisor: FakeSupervisor) -> None:
+    receiver = node.receiver(page=3)
+    async with running(receiver.run()):
+        await eventually(lambda: receiver.sweeps == 1 and supervisor.count("activities") == 2)
+        await supervisor.dispatch(*[{"sequence": number} for number in range(1, 9)], activity(9), {"sequence": BIG})
+        await eventually(lambda: node.journal.cursor == 9)
+        assert receiver.sweeps == 1, "it came by a poll"
+        await supervisor.dispatch(activity(10))
+        await eventually(lambda: node.journal.cursor == 10)
+    behind = [call.query for call in supervisor.calls("activities")[1:]]
+    assert [query["after"] for query in behind[:4]] == ["0", "3", "6", "9"]
+    assert [query["wait"] for query in behind[:3]] == ["30", "0", "0"]
+
+
+async def test_a_sweep_gets_past_pages_full_of_unusable_items(node: Node, supervisor: FakeSupervisor) -> None:
+    unusable: list[Any] = [{"sequence": number} for number in range(1, 9)]
+    await supervisor.dispatch(*unusable, activity(9), {"sequence": 10}, activity(11), {"sequence": BIG})
+    receiver = node.receiver(page=3)
+    async with running(receiver.run()):
+        await eventually(lambda: receiver.sweeps == 1)
+    assert node.journal.cursor == 11
+    assert (await node.states()).keys() == {activity(9)["id"], activity(11)["id"]}
+    assert "sweep_incomplete" not in node.conditions
+
+
 async def test_a_poll_that_is_not_held_is_no_hot_loop(node: Node, supervisor: FakeSupervisor) -> None:
     receiver = node.receiver(stall=steady(0.1))
     supervisor.always("activities", plain(200, b'{"items": [], "last": 0}', "application/json"))
@@ -398,15 +442,19 @@ async def test_two_agents_with_one_identity_only_the_newer_one_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("items", "highest"),
+    ("items", "further"),
     [
         ([], 0),
         ([{"sequence": 3}, {"sequence": 7}, 5, None, {"sequence": "9"}, {"sequence": True}], 7),
         ([{"sequence": BIG + 1}], 0),
+        ([{"sequence": BIG}], BIG),
+        ([{"sequence": BIG}, {"sequence": 5, "id": 1}, {"sequence": 4, "id": 2}], 5),
+        ([{"sequence": BIG, "id": "unusable"}, {"sequence": 2, "id": 1}], BIG),
     ],
+    ids=["nothing", "the highest", "too high", "without an id", "the one with an id", "one with an id that is known"],
 )
-def test_only_a_usable_sequence_is_paged_past(items: list[Any], highest: int) -> None:
-    assert highest_sequence(items) == highest
+def test_only_a_usable_sequence_is_paged_past(items: list[Any], further: int) -> None:
+    assert page_past(items, 2) == further
 
 
 async def test_the_outcome_of_a_report_is_kept(node: Node, supervisor: FakeSupervisor) -> None:
