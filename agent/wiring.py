@@ -3,6 +3,7 @@
 What acts on the node does not know the settings; this translates.
 """
 
+import os
 from pathlib import Path
 
 from agent.errors import SettingsError
@@ -20,7 +21,7 @@ def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, red
     """Make a runtime from its settings.
 
     Raises:
-        SettingsError: This version has no such driver.
+        SettingsError: They do not say what the driver is to control.
     """
     releases = Releases(folder, name)
     return Runtime(
@@ -45,9 +46,21 @@ def _make_driver(name: RuntimeName, settings: RuntimeSettings, folder: Path, rel
             start_timeout=settings.start_timeout,
             stop_timeout=settings.stop_timeout,
         )
-    if settings.driver is not DriverKind.PROCESS or settings.command is None:
-        msg = f"cannot manage {name} through {settings.driver}: this version has the drivers systemd and process"
-        raise SettingsError(msg, hint=f'set runtimes.{name}.driver = "systemd" and runtimes.{name}.unit')
+    if settings.driver is DriverKind.DOCKER and settings.container is not None:
+        from agent.runtimes.docker import DockerDriver  # noqa: PLC0415 - as above
+
+        return DockerDriver(
+            runtime=name,
+            container=settings.container,
+            folder=folder,
+            releases=releases,
+            start_timeout=settings.start_timeout,
+            stop_timeout=settings.stop_timeout,
+            address=os.environ.get("DOCKER_HOST"),
+        )
+    if settings.command is None:
+        msg = f"cannot manage {name} through {settings.driver}: the settings do not say what it is"
+        raise SettingsError(msg, hint=f"set unit, container or command of [runtimes.{name}]")
     return ProcessDriver(
         runtime=name,
         command=settings.command,

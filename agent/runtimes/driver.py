@@ -63,6 +63,8 @@ class Observation:
     cpu_seconds: float | None = None
     config_sha256: str | None = None
     """Checksum of the release that the running run was started with; None when none, or not known."""
+    hindrance: str | None = None
+    """Why it cannot be ready although it runs (a paused container); completes "not ready: …"."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """What else this driver can say (result, sub-state, OOM); goes into the evidence."""
 
@@ -187,6 +189,15 @@ class Driver(Protocol):
 
         Raises:
             Rejection: `config_invalid`, saying what to change.
+        """
+
+    async def tidy(self, committed: str | None) -> None:
+        """Let go of what an action left behind, once its verdict is journaled; never touches what runs.
+
+        Called after each activity, and when the agent starts after all that was under way was finished.
+
+        Args:
+            committed: Checksum of the committed release; None when there is none.
         """
 
     def warnings(self) -> list[str]:

@@ -169,6 +169,9 @@ class ProcessDriver:
     def check_config(self, config: Config) -> None:
         """Accept it: a process can be given any environment and any file."""
 
+    async def tidy(self, committed: str | None) -> None:
+        """Leave all as it is: this driver leaves nothing behind."""
+
     def warnings(self) -> list[str]:
         """Say when the runtime gave up the lock that protects it."""
         if not self._lock_was_dropped:

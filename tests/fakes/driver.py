@@ -121,5 +121,7 @@ class SimulatedDriver:
 
     def check_config(self, config: Config) -> None: ...
 
+    async def tidy(self, committed: str | None) -> None: ...
+
     def warnings(self) -> list[str]:
         return []

@@ -18,6 +18,7 @@ from agent.runtimes.process import ProcessDriver
 from agent.runtimes.releases import Releases
 from agent.runtimes.systemd import SystemdDriver
 from tests.fakes.systemd import FakeSystemd, PrivateBus
+from tests.runtimes.engine_rig import RealEngine, running_engine
 from tests.runtimes.systemd_rig import driver_of, fake_systemd, private_bus
 
 BORN = "echo $$ >> births"
@@ -132,3 +133,10 @@ async def systemd(bus: PrivateBus) -> AsyncIterator[FakeSystemd]:
 async def driver(systemd: FakeSystemd, folder: Path) -> AsyncIterator[SystemdDriver]:
     async with driver_of(systemd.address, folder) as driver:
         yield driver
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[RealEngine]:
+    """A Docker Engine for all tests that do not end it."""
+    with running_engine() as engine:
+        yield engine

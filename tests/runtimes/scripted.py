@@ -75,5 +75,7 @@ class ScriptedDriver:
         if "IGGY_DRIVER_SAYS_NO" in config.values:
             raise Rejection(ReasonCode.CONFIG_INVALID, "cannot use the config: no mount")
 
+    async def tidy(self, committed: str | None) -> None: ...
+
     def warnings(self) -> list[str]:
         return ["something fights the agent"]

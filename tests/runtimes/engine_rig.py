@@ -1,0 +1,203 @@
+"""A Docker Engine of the tests' own: its own socket and folders, no bridge, nothing pulled; taken down by its pid.
+
+Where it cannot be had, the tests that need it are skipped, saying what is missing; in CI they fail.
+"""
+
+import asyncio
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+
+from agent.protocol import RuntimeName
+from agent.runtimes.docker import DockerDriver
+from agent.runtimes.driver import Observation
+from agent.runtimes.releases import Releases
+
+BUSYBOX = ("busybox", "/bin/busybox", "/usr/bin/busybox")
+APPLETS = ("sh", "sleep", "cat", "true", "false", "echo", "env", "dd", "head", "kill", "nc", "tail")
+IMAGE = "runtime:1"
+RICH_IMAGE = "runtime:rich"
+"""One with defaults of its own: environment, labels, entry point, folder, a volume, a port, a health check."""
+SLEEPER = ("/bin/sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait")
+"""Ends at once on SIGTERM."""
+DEAF = ("/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000 & wait; sleep 1000")
+"""Has to be killed."""
+
+
+def missing() -> list[str]:
+    """Say what a Docker Engine lacks here."""
+    lacks = []
+    if os.geteuid() != 0:
+        lacks.append("root")
+    if shutil.which("dockerd") is None:
+        lacks.append("dockerd (Debian: docker.io)")
+    if static_busybox() is None:
+        lacks.append("a static busybox (Debian: busybox-static)")
+    return lacks
+
+
+def static_busybox() -> str | None:
+    """Find a busybox that needs no libraries."""
+    for name in BUSYBOX:
+        path = shutil.which(name)
+        if path and b"/ld-linux" not in Path(path).read_bytes():
+            return path
+    return None
+
+
+@dataclass
+class RealEngine:
+    """One `dockerd`, with images made here."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    api: docker.APIClient = field(init=False)
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.folder}/docker.sock"
+
+    def start(self) -> None:
+        command = ["dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec"]
+        command += ["-H", self.address, "--pidfile", f"{self.folder}/pid"]
+        command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--log-level=warn"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock, suppress(OSError):
+                knock.connect(f"{self.folder}/docker.sock")
+                break
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                pytest.fail(f"dockerd did not come up: {self.tail()}")
+            time.sleep(0.05)
+        self.api = docker.APIClient(self.address, version="auto", timeout=60)
+        self.api.trust_env = False
+
+    def stop(self) -> None:
+        """End it as an operator does; its containers end with it."""
+        if self.process is not None:
+            self.api.close()
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+            self.process = None
+
+    def tail(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+    def make_images(self) -> None:
+        busybox = static_busybox()
+        assert busybox is not None
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.add(busybox, "bin/busybox")
+            for applet in APPLETS:
+                link = tarfile.TarInfo(f"bin/{applet}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(link)
+            for name in ("tmp", "data", "proc", "sys", "dev"):
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+        data = buffer.getvalue()
+        self.api.import_image_from_data(data, repository="runtime", tag="1")
+        changes = ["ENV FROM_IMAGE=yes", "LABEL made-by=tests", 'ENTRYPOINT ["/bin/sh", "-c"]', 'CMD ["sleep 1000"]']
+        changes += ["WORKDIR /tmp", "VOLUME /data", "EXPOSE 8080/tcp"]
+        changes += ["HEALTHCHECK --interval=1s CMD true"]
+        self.api.import_image_from_data(data, repository="runtime", tag="rich", changes=changes)
+
+    def create(self, name: str, command: Any = SLEEPER, **body: Any) -> str:
+        """Make a container, on the host's network; returns its id."""
+        host = {"NetworkMode": "host", **body.pop("HostConfig", {})}
+        made = self.api.create_container_from_config(  # type: ignore[no-untyped-call]  # the stub has no types for it
+            {"Image": IMAGE, "Cmd": list(command), "HostConfig": host, **body}, name
+        )
+        return str(made["Id"])
+
+    def inspect(self, name: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.api.inspect_container(name)
+        return found
+
+    def names(self, prefix: str) -> set[str]:
+        """Name the containers that begin so."""
+        names = {name[1:] for found in self.api.containers(all=True) for name in found["Names"]}
+        return {name for name in names if name.startswith(prefix)}
+
+    def clear(self, prefix: str) -> None:
+        """Remove what a test made."""
+        for name in self.names(prefix):
+            with suppress(docker.errors.APIError):
+                self.api.remove_container(name, force=True, v=True)
+
+
+@contextmanager
+def running_engine() -> Iterator[RealEngine]:
+    """Start an Engine, and take it down again."""
+    if lacks := missing():
+        message = f"a Docker Engine cannot be had here; missing: {', '.join(lacks)}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = Path(tempfile.mkdtemp(prefix="engine-"))  # short: a socket's path has 107 bytes
+    engine = RealEngine(folder)
+    try:
+        engine.start()
+        engine.make_images()
+        yield engine
+        for container in engine.api.containers(all=True):
+            engine.api.remove_container(container["Id"], force=True, v=True)
+    finally:
+        engine.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def a_name() -> str:
+    """A name that no other test uses."""
+    return f"iggy-{uuid.uuid4().hex[:8]}"
+
+
+@asynccontextmanager
+async def driver_of(address: str, container: str, folder: Path, **settings: Any) -> AsyncIterator[DockerDriver]:
+    defaults: dict[str, Any] = {
+        "runtime": RuntimeName.IGGY,
+        "container": container,
+        "folder": folder,
+        "releases": Releases(folder, RuntimeName.IGGY),
+        "start_timeout": 20.0,
+        "stop_timeout": 5.0,
+        "settle_pause": 0.05,
+    }
+    driver = DockerDriver(**{**defaults, "address": address, **settings})
+    await driver.open()
+    try:
+        yield driver
+    finally:
+        await driver.close()
+
+
+async def settled_as(driver: DockerDriver, *states: str, within: float = 15.0) -> Observation:
+    """Look until it is as wanted, woken by the Engine's events alone."""
+    async with asyncio.timeout(within):
+        while True:
+            if (seen := await driver.observe()).state in states:
+                return seen
+            await driver.wait_for_change()
