@@ -8,7 +8,9 @@ defined here once, for the agent and for the Supervisor.
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 MARKER = "[redacted]"
@@ -116,6 +118,22 @@ class Redactor:
 def is_secret_name(name: str) -> bool:
     """Tell whether a setting, variable or field of this name holds a secret."""
     return _SECRET_KEY.search(name) is not None
+
+
+def config_secrets(values: Mapping[str, str], secret_keys: Collection[str], files: Mapping[str, str]) -> set[str]:
+    """Find the secrets of a config: its values that are named as secret or look so, and those in its TOML files.
+
+    Args:
+        values: Its variables.
+        secret_keys: Which of them it says are secret.
+        files: Path → content.
+    """
+    found = {value for key, value in values.items() if key in secret_keys or is_secret_name(key)}
+    for path, content in files.items():
+        if path.endswith(".toml"):
+            with suppress(tomllib.TOMLDecodeError, RecursionError):  # no runtime can read its secrets either
+                found.update(named_secrets(tomllib.loads(content)))
+    return found
 
 
 def named_secrets(content: Mapping[str, Any]) -> Iterator[str]:

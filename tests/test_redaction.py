@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.redaction import MARKER, Redactor, is_secret_name, named_secrets
+from agent.redaction import MARKER, Redactor, config_secrets, is_secret_name, named_secrets
 
 SECRET = "hunter2-hunter2"
 
@@ -189,6 +189,17 @@ def test_secrets_are_found_however_deep_they_are() -> None:
     for _ in range(50_000):
         content = {"a": content}
     assert list(named_secrets(content)) == ["deep"]
+
+
+def test_the_secrets_of_a_config_are_those_it_names_those_that_look_so_and_those_in_its_toml_files() -> None:
+    values = {"IGGY_X": "one", "IGGY_ROOT_PASSWORD": "two", "IGGY_Y": "plain"}
+    files = {
+        "config.toml": "[http.jwt]\nencoding_secret = 'three'\n",
+        "broken.toml": "password = ",
+        "deep.toml": "a = " + "[" * 100_000,
+        "notes.md": "password = 'plain'",
+    }
+    assert config_secrets(values, ["IGGY_X", "IGGY_GONE"], files) == {"one", "two", "three"}
 
 
 def test_what_json_does_not_know_becomes_its_redacted_text(redactor: Redactor) -> None:

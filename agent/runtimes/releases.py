@@ -23,6 +23,7 @@ from pathlib import Path
 from agent.errors import Rejection
 from agent.files import fsync_folder
 from agent.protocol import Config, ReasonCode, RuntimeName
+from agent.redaction import config_secrets
 from agent.runtimes import disk, environment, rules
 
 _FILE_MODE = 0o640
@@ -164,13 +165,14 @@ class Releases:
             return self._values(release) | self._pointers(self._current / "files")
 
     def secret_values(self) -> set[str]:
-        """Return the values that must never be shown, of all releases."""
+        """Return the values that must never be shown, of all releases and of the TOML files in them."""
         with self._disk("read the configs"):
             found: set[str] = set()
             for release in self._all():
+                values: dict[str, str] = {}
                 with suppress(Rejection):  # a damaged one has no values to hide; it is refused where it is used
                     values = self._values(release)
-                    found |= {values[key] for key in release.secret_keys if key in values}
+                found |= config_secrets(values, release.secret_keys, self._toml_files(release))
             return found
 
     def prune(self, keep: Collection[str]) -> None:
@@ -198,6 +200,10 @@ class Releases:
         except (FileNotFoundError, ValueError) as error:
             msg = f"cannot read the values of config {release.name}: {error}"
             raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config") from error
+
+    def _toml_files(self, release: Release) -> dict[str, str]:
+        folder = self._releases / release.name / "files"
+        return {str(path): path.read_text(errors="replace") for path in folder.rglob("*.toml") if path.is_file()}
 
     def _pointers(self, staged: Path) -> dict[str, str]:
         """Name the files under `current`, not under the release: what a program reads later is the current one too.

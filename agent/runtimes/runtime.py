@@ -9,7 +9,7 @@ import structlog
 
 from agent.errors import Rejection
 from agent.protocol import Config, DriverKind, RuntimeName, RuntimeStatus
-from agent.redaction import Redactor
+from agent.redaction import Redactor, config_secrets
 from agent.runtimes.driver import Driver, Incarnation, Observation
 from agent.runtimes.probe import Probe, ProbePlan, ProbeResult
 from agent.runtimes.readiness import Readiness, Wait
@@ -176,8 +176,9 @@ class Runtime:
         self.driver.check_config(config)
 
     async def stage(self, config: Config) -> Release:
-        """Write a checked config to the disk; see `Releases.stage`."""
-        self.redactor.add(config.values[key] for key in config.secret_keys if key in config.values)
+        """Learn what is secret in a checked config, then write it to the disk; see `Releases.stage`."""
+        files = {file.path: file.content for file in config.files}
+        self.redactor.add(await self._worker.run(config_secrets, config.values, config.secret_keys, files))
         return await self._worker.run(self.releases.stage, config)
 
     async def switch(self, release_name: str | None) -> None:

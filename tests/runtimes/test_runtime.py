@@ -186,6 +186,22 @@ async def test_secrets_of_staged_configs_are_known_after_a_restart_of_the_agent(
     assert second.redactor.text("it was an unlikely value") == "it was [redacted]"
 
 
+async def test_secrets_in_the_files_of_a_config_are_known_when_it_is_staged_and_after_a_restart(make: Make) -> None:
+    toml = """
+    [system.encryption]
+    key = "from the main file"
+    [http]
+    address = "127.0.0.1:3000"
+    """
+    files = {"config.toml": toml, "connectors/sink.toml": "[[plugin_config.users]]\npassword = 'from a connector'\n"}
+    first = await make(ScriptedDriver())
+    await first.stage(config(values={"IGGY_ROOT_PASSWORD": "by its name alone"}, files=files))
+    second = await make(ScriptedDriver())
+    for runtime in (first, second):
+        said = runtime.redactor.text("from the main file, from a connector, by its name alone, 127.0.0.1:3000")
+        assert said == "[redacted], [redacted], [redacted], 127.0.0.1:3000"
+
+
 async def test_configs_are_checked_staged_switched_and_pruned_off_the_loop(make: Make) -> None:
     runtime = await make(ScriptedDriver())
     await runtime.check_config(config())
