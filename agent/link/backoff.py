@@ -13,6 +13,8 @@ LONGEST_RETRY_AFTER = 3600.0
 """Seconds; a longer Retry-After is cut to this, so that a slip of the Supervisor does not silence a node for days."""
 REFUSED_FIRST, REFUSED_CAP = 60.0, 600.0
 """Seconds between calls that are answered 401 or 403: a token heals by a person, not by trying."""
+DISK_CAP = 5.0
+"""Seconds between tries while the journal cannot be written: that harms nobody else, and may be over at any moment."""
 
 
 class Backoff:

@@ -15,7 +15,7 @@ import structlog
 from agent.conditions import Conditions
 from agent.errors import JournalError, SupervisorError
 from agent.journal import Journal, SweepToken, Taken
-from agent.link.backoff import Backoff
+from agent.link.backoff import DISK_CAP, Backoff
 from agent.link.client import SupervisorClient
 from agent.link.failures import Failure
 from agent.link.health import Channel, LinkStatus
@@ -52,7 +52,8 @@ class Receiver:
         swept: Called after each complete sweep.
         page: Items asked for at once.
         sweep_interval: Seconds between sweeps.
-        backoff: Delays after failures.
+        backoff: Delays after failures of calls.
+        disk: Delays after failures of the journal.
         stall: Delays after answers that brought nothing new.
         mark: Shows that the loop goes round.
     """
@@ -69,6 +70,7 @@ class Receiver:
         page: int = PAGE,
         sweep_interval: float = SWEEP_INTERVAL,
         backoff: Backoff | None = None,
+        disk: Backoff | None = None,
         stall: Backoff | None = None,
         mark: Mark | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Receiver:
         self._page = page
         self._sweep_interval = sweep_interval
         self._backoff = backoff or Backoff()
+        self._disk = disk or Backoff(cap=DISK_CAP)
         self._stall = stall or Backoff(cap=LONGEST_STALL)
         self._mark = mark or Mark()
         self._sweep_at = 0.0
@@ -110,13 +113,14 @@ class Receiver:
             except (SupervisorError, JournalError) as error:
                 # Whatever was missed meanwhile, a sweep finds it.
                 self._sweep_at = 0.0
-                seconds = self._backoff.failed(error)
+                seconds = (self._disk if isinstance(error, JournalError) else self._backoff).failed(error)
                 if self._standing.permitted:
                     self._mark.within(seconds + LONGEST_ROUND)
                     log.warning("receive.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
                     await asyncio.sleep(seconds)
             else:
                 self._backoff.succeeded()
+                self._disk.succeeded()
 
     async def _sweep(self) -> None:
         """Read everything that is processing, page by page, to the end."""

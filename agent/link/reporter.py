@@ -13,7 +13,7 @@ import structlog
 from agent.conditions import Conditions
 from agent.errors import JournalError, SupervisorError
 from agent.journal import Journal
-from agent.link.backoff import Backoff
+from agent.link.backoff import DISK_CAP, Backoff
 from agent.link.client import REPORT_REFUSALS, SupervisorClient
 from agent.link.health import Channel, LinkStatus
 from agent.link.held import Held
@@ -46,13 +46,14 @@ class Reporter:
         journal: Holds the outbox.
         standing: Ends all calls when it is lost.
         conditions: Shows what was refused.
-        backoff: Delays after failures.
+        backoff: Delays after failures of calls.
+        disk: Delays after failures of the journal.
         refusals: Delays between calls that are refused one after the other.
         held: Which reports wait.
         mark: Shows that the loop goes round.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a loop is given all that it needs
         self,
         client: SupervisorClient,
         journal: Journal,
@@ -60,6 +61,7 @@ class Reporter:
         standing: Standing,
         conditions: Conditions,
         backoff: Backoff | None = None,
+        disk: Backoff | None = None,
         refusals: Backoff | None = None,
         held: Held | None = None,
         mark: Mark | None = None,
@@ -69,6 +71,7 @@ class Reporter:
         self._standing = standing
         self._conditions = conditions
         self._backoff = backoff or Backoff()
+        self._disk = disk or Backoff(cap=DISK_CAP)
         self._refusals = refusals or Backoff(first=0.1, cap=10.0)
         self._held = Held() if held is None else held
         self._mark = mark or Mark()
@@ -94,7 +97,7 @@ class Reporter:
             try:
                 sent = await self._send_pending()
             except (SupervisorError, JournalError) as error:
-                seconds = self._backoff.failed(error)
+                seconds = (self._disk if isinstance(error, JournalError) else self._backoff).failed(error)
                 if self._standing.permitted:
                     self._mark.within(seconds + LONGEST_ROUND)
                     log.warning("report.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
@@ -146,6 +149,7 @@ class Reporter:
                 self._refusals.reset()
                 self._backoff.succeeded()
                 await self._settle(parcels, outcomes)
+                self._disk.succeeded()
 
     def _divide(self, parcels: list[Parcel], error: SupervisorError) -> list[list[Parcel]]:
         """Return what to send instead of a batch that was refused; the last is sent first."""

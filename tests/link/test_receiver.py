@@ -391,7 +391,8 @@ async def test_a_revision_that_never_stops_growing_is_no_hot_loop(node: Node, su
 async def test_a_journal_that_cannot_be_written_loses_nothing(
     node: Node, supervisor: FakeSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receiver = node.receiver(backoff=steady(0.1))
+    # The delay of the network, long after a night without it, has nothing to do with the disk.
+    receiver = node.receiver(backoff=steady(60), disk=steady(0.1))
     take = Journal.take
     failures = 0
 

@@ -246,10 +246,16 @@ async def test_a_journal_that_cannot_be_read_or_written_delays_reports_only(
         await real(self, results)
 
     monkeypatch.setattr(Journal, "reported", failing)
-    async with running(node.reporter(backoff=steady(0.1)).run()):
+    # The delay of the network, long after a night without it, has nothing to do with the disk.
+    async with running(node.reporter(backoff=steady(60), disk=steady(0.1)).run()):
         await eventually_async(lambda: all_reported(node))
     assert supervisor.count("reports") == 3
     assert gaps(supervisor, "reports")[1] >= 0.19
+
+
+async def test_a_disk_that_is_well_again_is_found_within_seconds(node: Node) -> None:
+    for loop in (node.receiver(), node.reporter()):
+        assert max(loop._disk.failed(JournalError("full")) for _ in range(200)) <= 5
 
 
 async def test_reports_go_while_a_poll_hangs(node: Node, supervisor: FakeSupervisor) -> None:
