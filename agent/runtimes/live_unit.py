@@ -1,10 +1,11 @@
 """One unit on the bus: reading it, queueing jobs for it, and hearing of its changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import structlog
+from dbus_fast import Variant
 
 from agent.runtimes.bus import MANAGER, MANAGER_PATH, PROPERTIES, BusError, RefusedError, SystemdBus, signal_rule
 from agent.runtimes.jobs import Jobs
@@ -12,6 +13,8 @@ from agent.runtimes.units import Unit
 
 log = structlog.get_logger(__name__)
 
+UNIT = "org.freedesktop.systemd1.Unit"
+"""What of a unit changes is told for its own interface and for this one, at the same moment; once is enough."""
 _JOB = "org.freedesktop.systemd1.Job"
 _READ = frozenset(
     {
@@ -51,6 +54,9 @@ _READ = frozenset(
 """The properties that are kept, of about 400."""
 
 
+_NEWS = frozenset({"ActiveState", "SubState", "InvocationID", "Job"})
+
+
 def unit_path(name: str) -> str:
     """Return the object path of a unit; reading it loads the unit, and finds it by an alias too."""
     escaped = "".join(
@@ -75,6 +81,7 @@ class LiveUnit:
         self._on_change = on_change
         self._names = {name}
         self._held_in = 0
+        self._told: dict[str, Any] = {}
         self.bus = SystemdBus(
             address=address,
             rules=[signal_rule(interface=MANAGER, member="Reloading"), *_rules(name)],
@@ -143,15 +150,25 @@ class LiveUnit:
             log.info("systemd.unit_not_held", unit=self._name, cause=str(error))
 
     def _on_signal(self, path: str, member: str, body: list[Any]) -> None:
+        if member == "PropertiesChanged" and not self._is_news(body[1]):
+            return
         if path == MANAGER_PATH and member == "JobRemoved":
             _, job, _, result = body
             self.jobs.removed(str(job), str(result))
         self._on_change()
+
+    def _is_news(self, changed: Mapping[str, Variant]) -> bool:
+        """Tell whether the unit is another one now: systemd tells it about nine times in a restart."""
+        told = {name: changed[name].value for name in _NEWS & changed.keys()}
+        if told and told == self._told:
+            return False
+        self._told = told
+        return True
 
 
 def _rules(name: str) -> list[str]:
     return [
         signal_rule(interface=MANAGER, member="JobRemoved", arg2=name),
         signal_rule(interface=MANAGER, member="UnitRemoved", arg0=name),
-        signal_rule(interface=PROPERTIES, member="PropertiesChanged", path=unit_path(name)),
+        signal_rule(interface=PROPERTIES, member="PropertiesChanged", path=unit_path(name), arg0=UNIT),
     ]

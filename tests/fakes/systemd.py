@@ -174,15 +174,12 @@ class FakeSystemd:
         properties.setdefault("StateChangeTimestampMonotonic", time.monotonic_ns() // 1000)
         self.properties |= properties
         if push:
-            self.signal(
-                "PropertiesChanged",
-                "sa{sv}as",
-                "org.freedesktop.systemd1.Unit",
-                {},
-                ["ActiveState"],
-                path=unit_path(self.properties["Id"]),
-                interface=PROPERTIES,
-            )
+            self.push({})
+
+    def push(self, changed: dict[str, Variant]) -> None:
+        """Say that the unit changed; systemd says in which."""
+        body = ("org.freedesktop.systemd1.Unit", changed, [] if changed else ["ActiveState"])
+        self.signal("PropertiesChanged", "sa{sv}as", *body, path=unit_path(self.properties["Id"]), interface=PROPERTIES)
 
     def run(self, *, push: bool = True, **properties: Any) -> str:
         """Begin a run, as a start does; returns its incarnation."""

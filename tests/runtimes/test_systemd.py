@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus_fast import BusType, Message
+from dbus_fast import BusType, Message, Variant
 from dbus_fast.aio import MessageBus
 
 from agent.errors import Rejection
@@ -13,7 +13,7 @@ from agent.protocol import ReasonCode
 from agent.runtimes.driver import Call, Step, read_boot_id
 from agent.runtimes.systemd import SystemdDriver
 from tests.fakes.systemd import MANAGER, MANAGER_PATH, FakeSystemd, PrivateBus, refuse
-from tests.runtimes.conftest import Steps
+from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.systemd_rig import driver_of, settled_as
 
 # --- observing
@@ -103,6 +103,18 @@ async def test_a_run_that_ends_by_itself_is_pushed(driver: SystemdDriver, system
         await waiting
     seen = await driver.observe()
     assert (seen.exit_code, seen.detail["cause"]) == (137, "SIGKILL ended it")
+
+
+async def test_what_was_told_before_is_not_pushed_again(driver: SystemdDriver, systemd: FakeSystemd) -> None:
+    told: list[str] = []
+    driver._unit._on_change = lambda: told.append("change")
+    state = {"ActiveState": Variant("s", "active"), "SubState": Variant("s", "running")}
+    for _ in range(3):
+        systemd.push(state)
+    systemd.push({"ActiveState": Variant("s", "deactivating")})
+    systemd.push({})
+    systemd.signal("Reloading", "b", True)
+    await eventually(lambda: len(told) == 4)
 
 
 async def test_a_unit_under_an_alias_is_heard_of_by_its_primary_name(
