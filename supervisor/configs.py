@@ -2,20 +2,17 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from agent.protocol import MAX_CONFIG_BYTES, Config, ConfigFile, FieldIssue, config_sha256
-from agent.redaction import is_secret_name
+from agent.redaction import Redactor, config_secrets, is_secret_name
 from supervisor.auth import MASK, Caller, Deployment
 from supervisor.clock import whole_time
 from supervisor.ids import allocate_id
 from supervisor.problems import Code, ProblemError
 from supervisor.requests import Paging
 from supervisor.schema import ConfigBody
-
-MIN_SECRET_CHARACTERS = 8
-"""A shorter secret is not looked for in texts: `iggy`, the server's default password, would mask half of them."""
 
 
 def create_config(
@@ -24,10 +21,10 @@ def create_config(
     """Save a new version of a named config, with an id of its own.
 
     Raises:
-        ProblemError: It is over 512 KiB as the agent would get it (413), or a secret is the mask (400).
+        ProblemError: It is over 512 KiB as the agent would get it (413), or a value holds the mask (400).
     """
     secret_keys = sorted({*body.secret_keys, *(key for key in body.values if is_secret_name(key))})
-    _refuse_masks(body, secret_keys)
+    _refuse_masks(body.values)
     (latest,) = connection.execute(
         "SELECT coalesce(max(version), 0) FROM configs WHERE deployment_id = ? AND kind = ? AND name = ?",
         (caller.deployment.id, kind, body.name),
@@ -55,7 +52,7 @@ def create_config(
         raise ProblemError(
             Code.CONFIG_TOO_LARGE, f"cannot save the config: it has {size} bytes, and {MAX_CONFIG_BYTES} are allowed"
         )
-    secrets = [body.values[key] for key in secret_keys if len(body.values.get(key, "")) >= MIN_SECRET_CHARACTERS]
+    secrets = sorted(config_secrets(body.values, secret_keys, {file.path: file.content for file in files}))
     connection.execute(
         "INSERT INTO configs (id, deployment_id, kind, name, version, author_id, content, secrets, created_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -76,11 +73,11 @@ def create_config(
     return get_config(connection, caller.deployment, kind, config.id)
 
 
-def _refuse_masks(body: ConfigBody, secret_keys: list[str]) -> None:
+def _refuse_masks(values: Mapping[str, str]) -> None:
     issues = [
-        FieldIssue(code="masked_secret", reason="this is the mask of a secret, not its value", path=f"values.{key}")
-        for key in secret_keys
-        if body.values.get(key) == MASK
+        FieldIssue(code="masked_secret", reason="this holds the mask of a secret, not its value", path=f"values.{key}")
+        for key, value in values.items()
+        if MASK in value
     ]
     if issues:
         raise ProblemError(Code.INVALID_BODY, f"cannot save the config: {issues[0].reason}", issues=issues)
@@ -115,7 +112,7 @@ def get_config(connection: sqlite3.Connection, deployment: Deployment, kind: str
         raise ProblemError(
             Code.UNKNOWN_CONFIG, f"cannot find config {config_id}: this deployment has no {kind} config with this id"
         )
-    return _config_item(row)
+    return _config_item(row, redactor_of(connection, deployment))
 
 
 def list_configs(
@@ -124,7 +121,7 @@ def list_configs(
     """List the newest version of each name, and the active one; newest first."""
     of_kind = "SELECT max(id) FROM configs WHERE deployment_id = ?1 AND kind = ?2 GROUP BY name"
     active = "SELECT id FROM configs WHERE deployment_id = ?1 AND kind = ?2 AND active = 1"
-    return _page(connection, f"id IN ({of_kind} UNION {active})", (deployment.id, kind), paging)
+    return _page(connection, deployment, f"id IN ({of_kind} UNION {active})", (kind,), paging)
 
 
 def list_versions(
@@ -135,9 +132,7 @@ def list_versions(
     Raises:
         ProblemError: There is no config of this name (404).
     """
-    items, total = _page(
-        connection, "deployment_id = ?1 AND kind = ?2 AND name = ?3", (deployment.id, kind, name), paging
-    )
+    items, total = _page(connection, deployment, "deployment_id = ?1 AND kind = ?2 AND name = ?3", (kind, name), paging)
     if not total:
         raise ProblemError(
             Code.UNKNOWN_CONFIG, f"cannot find config {name[:64]!r}: this deployment has no {kind} config of this name"
@@ -146,15 +141,17 @@ def list_versions(
 
 
 def _page(
-    connection: sqlite3.Connection, where: str, values: tuple[int | str, ...], paging: Paging
+    connection: sqlite3.Connection, deployment: Deployment, where: str, more: tuple[str, ...], paging: Paging
 ) -> tuple[list[dict[str, Any]], int]:
     # `where` is one of the constants above; everything of a request travels in `values`.
+    values = (deployment.id, *more)
     (total,) = connection.execute(f"SELECT count(*) FROM configs WHERE {where}", values).fetchone()  # noqa: S608 - as above
     rows = connection.execute(
         f"SELECT * FROM configs WHERE {where} ORDER BY id DESC LIMIT {paging.results} OFFSET {paging.offset}",  # noqa: S608 - as above
         values,
     )
-    return [_config_item(row) for row in rows], total
+    redactor = redactor_of(connection, deployment)
+    return [_config_item(row, redactor) for row in rows], total
 
 
 def config_content(connection: sqlite3.Connection, config_id: int) -> bytes:
@@ -163,30 +160,20 @@ def config_content(connection: sqlite3.Connection, config_id: int) -> bytes:
     return bytes(row["content"], "utf-8")
 
 
-def secrets_of(connection: sqlite3.Connection, deployment: Deployment) -> list[str]:
-    """Return every secret value that a config of this deployment ever had, the longest first: one may hold another."""
+def redactor_of(connection: sqlite3.Connection, deployment: Deployment) -> Redactor:
+    """Make what masks every secret that a config of this deployment ever had, and what looks like one.
+
+    The agent has masked what a node says; this is the last gate before a user's eyes.
+    """
     rows = connection.execute(
         "SELECT secrets FROM configs WHERE deployment_id = ? AND secrets != '[]'", (deployment.id,)
     )
-    return sorted({secret for row in rows for secret in json.loads(row["secrets"])}, key=len, reverse=True)
+    redactor = Redactor(MASK)
+    redactor.add({secret for row in rows for secret in json.loads(row["secrets"])})
+    return redactor
 
 
-def masked(data: Any, secrets: Sequence[str]) -> Any:
-    """Mask secrets in what a node said; the agent has done so, but this is the last gate before a user's eyes."""
-    match data:
-        case str():
-            for secret in secrets:
-                data = data.replace(secret, MASK)
-            return data
-        case list():
-            return [masked(item, secrets) for item in data]
-        case dict():
-            return {masked(key, secrets): masked(value, secrets) for key, value in data.items()}
-        case _:
-            return data
-
-
-def _config_item(row: sqlite3.Row) -> dict[str, Any]:
+def _config_item(row: sqlite3.Row, redactor: Redactor) -> dict[str, Any]:
     config = Config.model_validate_json(row["content"])
     return {
         "id": config.id,
@@ -197,7 +184,9 @@ def _config_item(row: sqlite3.Row) -> dict[str, Any]:
         "version": config.version,
         "primary": bool(row["active"]),
         "runtime_version": config.runtime_version,
-        "values": {key: MASK if key in config.secret_keys else value for key, value in config.values.items()},
+        "values": {
+            key: MASK if key in config.secret_keys else redactor.text(value) for key, value in config.values.items()
+        },
         "secret_keys": config.secret_keys,
         "files": [{"path": file.path, "size": len(file.content.encode())} for file in config.files],
         "created_at": whole_time(row["created_at"]),

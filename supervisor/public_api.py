@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from agent.protocol import Action, FieldIssue, RuntimeName
+from agent.redaction import Redactor
 from supervisor import activities, configs, idempotency, nodes
 from supervisor.activities import Dispatched, Order
 from supervisor.auth import Caller, Permission, SecretKind, authorize, derived_secret
@@ -81,8 +82,7 @@ class PublicApi:
 
         def work(connection: Connection) -> dict[str, Any]:
             items, total = activities.list_activities(connection, caller.deployment, paging)
-            secrets = configs.secrets_of(connection, caller.deployment)
-            return paging.answer(_mask_reasons(items, secrets), total)
+            return paging.answer(_mask_reasons(items, configs.redactor_of(connection, caller.deployment)), total)
 
         return json_answer(await self._store.read(work))
 
@@ -93,9 +93,9 @@ class PublicApi:
 
         def work(connection: Connection) -> dict[str, Any]:
             item = activities.get_activity(connection, caller.deployment, activity_id)
-            secrets = configs.secrets_of(connection, caller.deployment)
-            item["evidence"] = configs.masked(item["evidence"], secrets)
-            return _mask_reasons([item], secrets)[0]
+            redactor = configs.redactor_of(connection, caller.deployment)
+            item["evidence"] = redactor.data(item["evidence"])
+            return _mask_reasons([item], redactor)[0]
 
         return json_answer(await self._store.read(work))
 
@@ -104,21 +104,21 @@ class PublicApi:
         caller = await self._authorize(request, Permission.READ)
         paging = Paging.of(request)
 
-        def work(connection: Connection) -> tuple[list[dict[str, Any]], int, list[str]]:
+        def work(connection: Connection) -> tuple[list[dict[str, Any]], int, Redactor]:
             items, total = nodes.list_nodes(connection, caller.deployment, paging)
-            return items, total, configs.secrets_of(connection, caller.deployment)
+            return items, total, configs.redactor_of(connection, caller.deployment)
 
-        items, total, secrets = await self._store.read(work)
+        items, total, redactor = await self._store.read(work)
         now = self._clock()
-        return json_answer(paging.answer([self._with_heartbeat(item, secrets, now) for item in items], total))
+        return json_answer(paging.answer([self._with_heartbeat(item, redactor, now) for item in items], total))
 
-    def _with_heartbeat(self, item: dict[str, Any], secrets: list[str], now: int) -> dict[str, Any]:
+    def _with_heartbeat(self, item: dict[str, Any], redactor: Redactor, now: int) -> dict[str, Any]:
         heartbeat, received_at = item["heartbeat"], item["heartbeat_at"]
         if (beat := self._fleet.latest_beat(item["id"])) is not None:
             heartbeat, received_at = beat.parsed(), beat.received_at
         for runtime in (heartbeat or {}).get("runtimes", []):
-            runtime["message"] = configs.masked(runtime["message"], secrets)
-            runtime["warnings"] = configs.masked(runtime["warnings"], secrets)
+            runtime["message"] = redactor.data(runtime["message"])
+            runtime["warnings"] = redactor.data(runtime["warnings"])
         return item | {
             "heartbeat_at": whole_time(received_at),
             "heartbeat_age": None if received_at is None else round(max(now - received_at, 0) / SECOND, 3),
@@ -246,10 +246,10 @@ def _answer(made: Made, caller: Caller) -> web.Response:
     return web.Response(status=made.status, body=body, content_type="application/json", headers=headers)
 
 
-def _mask_reasons(items: list[dict[str, Any]], secrets: list[str]) -> list[dict[str, Any]]:
+def _mask_reasons(items: list[dict[str, Any]], redactor: Redactor) -> list[dict[str, Any]]:
     for item in items:
         if "reason" in item:
-            item["reason"] = configs.masked(item["reason"], secrets)
+            item["reason"] = redactor.data(item["reason"])
     return items
 
 

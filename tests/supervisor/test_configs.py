@@ -123,6 +123,40 @@ async def test_no_answer_of_the_public_api_holds_a_secret(rig: Rig) -> None:
     assert b"password ******** is wrong" in answers[-2].raw
 
 
+async def test_a_secret_inside_of_another_value_does_not_come_back(rig: Rig) -> None:
+    values = {
+        "IGGY_ROOT_PASSWORD": "s3cretpass99",
+        "IGGY_X_URL": "http://u:s3cretpass99@h/",
+        "IGGY_Y_URL": "postgres://u:pa/s@s-of-this-url@h/db",
+        "IGGY_Z": "--api-key s3cretpass99 --key from-the-file",
+        "IGGY_SYSTEM_ENCRYPTION_KEY": "pin-1",
+        "IGGY_W": "pin-1 is not pin-10",
+        "IGGY_PATH": "/data",
+    }
+    files = [{"path": "config.toml", "content": "[system.encryption]\nkey = 'from-the-file'\n"}]
+    created = await rig.call("POST", "configs/iggy", json_body={"name": "a", "values": values, "files": files})
+    shown = {
+        "IGGY_ROOT_PASSWORD": "********",
+        "IGGY_X_URL": "http://********@h/",
+        "IGGY_Y_URL": "postgres://********@h/db",
+        "IGGY_Z": "--api-key ******** --key ********",
+        "IGGY_SYSTEM_ENCRYPTION_KEY": "********",
+        "IGGY_W": "******** is not pin-10",
+        "IGGY_PATH": "/data",
+    }
+    assert created.ok(201)["values"] == shown
+    later = await rig.config(name="b", values={"IGGY_V": "was s3cretpass99"})
+    assert later["values"] == {"IGGY_V": "was ********"}
+    for answer in (
+        await rig.call("GET", "configs/iggy"),
+        await rig.call("GET", "configs/iggy/a/versions"),
+        await rig.call("POST", f"configs/iggy/{created.body['id']}/activate"),
+    ):
+        assert answer.status == 200
+        for secret in (b"s3cretpass99", b"from-the-file", b"of-this-url", b"pin-1 "):
+            assert secret not in answer.raw
+
+
 async def test_a_config_is_bounded_as_the_agent_would_get_it(rig: Rig) -> None:
     agent = await rig.agent()
     small = await rig.config(name="edge", values={"IGGY_A": ""})

@@ -181,6 +181,7 @@ CONFIGS = {
     "a file without content": ({"name": "a", "values": {}, "files": [{"path": "a"}]}, "files[0].content"),
     "activate a text": ({"name": "a", "values": {}, "activate": "yes"}, "activate"),
     "a field too many": ({"name": "a", "values": {}, "version": 3}, "version"),
+    "the mask inside of a value": ({"name": "a", "values": {"IGGY_X_URL": "http://********@h/"}}, "values.IGGY_X_URL"),
     "the mask as a secret": ({"name": "a", "values": {"IGGY_ROOT_PASSWORD": "********"}}, "values.IGGY_ROOT_PASSWORD"),
 }
 
