@@ -238,6 +238,7 @@ class Daemon:
                 ca_file=supervisor.ca_file,
                 token=tokens.current,
                 token_refused=tokens.refused,
+                token_accepted=tokens.accepted,
                 instance=secrets.token_hex(16),
                 revision=lambda: journal.revision,
                 clock=self._clock,

@@ -1,6 +1,6 @@
 """The agent's calls to the Supervisor, typed: agent protocol 1 as `docs/protocol.md` tells it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ class SupervisorClient:
         ca_file: `supervisor.ca_file`.
         token: Returns the node token to use now.
         token_refused: Told of a token that was answered 401; returns whether another one is to be tried at once.
+        token_accepted: Told of the token of each call that succeeded.
         instance: Random, for each start of the agent.
         revision: Returns the journal's revision.
         clock: Learns from the answers.
@@ -72,11 +73,13 @@ class SupervisorClient:
         conditions: Conditions,
         version: str,
         token_refused: Callable[[str], bool] = lambda _: False,
+        token_accepted: Callable[[str], None] = lambda _: None,
         held_margin: float = HELD_MARGIN,
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
         self._token = token
         self._token_refused = token_refused
+        self._token_accepted = token_accepted
         self._instance = instance
         self._revision = revision
         self._clock = clock
@@ -152,14 +155,8 @@ class SupervisorClient:
         send = partial(
             self._send, channel, method, params=params, body=body, read_timeout=read_timeout or self._read_timeout
         )
-        token = self._token()
         try:
-            try:
-                answer = await send(token)
-            except SupervisorError as error:
-                if error.status != 401 or not self._token_refused(token):
-                    raise
-                answer = await send(self._token())
+            answer = await self._with_a_token(send)
             # A poll that was held while another call learnt that the standing is lost is worth nothing.
             self._require_standing()
             result = self._understand(parse, answer)
@@ -168,6 +165,24 @@ class SupervisorClient:
             raise
         self._health.succeeded(channel)
         return result
+
+    async def _with_a_token(self, send: Callable[[str], Awaitable[Answer]]) -> Answer:
+        """Make a call, and make it once more if another token may do what this one did not."""
+        token = self._token()
+        try:
+            answer = await send(token)
+        except SupervisorError as error:
+            if error.status != 401 or not self._token_refused(token):
+                raise
+            token = self._token()
+            try:
+                answer = await send(token)
+            except SupervisorError as second:
+                if second.status == 401:
+                    self._token_refused(token)
+                raise
+        self._token_accepted(token)
+        return answer
 
     async def _send(
         self,

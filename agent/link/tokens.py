@@ -1,7 +1,8 @@
 """The node token: which one to use, and its rotation with overlap.
 
 A new token is durable before it is used. Should the Supervisor not know it (it was put back from a backup), the one
-before still works until the Supervisor's word on it runs out, and is exchanged at once.
+before is tried, whatever was said of its end: such a Supervisor may know only that one. If it works it is exchanged at
+once.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class Tokens:
         self._learned = learned
         self._fallen_back = False
         self.fell_back = asyncio.Event()
-        """Set when the newest token was refused and the one before it is in use."""
+        """Set when the newest token was refused and the one before it was seen to work."""
         learned(identity.secrets())
 
     def current(self) -> str:
@@ -68,18 +69,26 @@ class Tokens:
         return self.identity.node_token.get_secret_value()
 
     def refused(self, token: str) -> bool:
-        """Take note of a token that was answered 401; returns whether another one is to be tried at once."""
+        """Take note of a token that was answered 401; returns whether another one is to be tried at once.
+
+        The newest and the one before it take turns, so each call that is answered 401 costs one more at most.
+        """
         if token != self.current():
             # It was exchanged while the call was under way.
             return True
         previous = self.identity.previous_token
-        if self._fallen_back or previous is None or previous.valid_until <= self._clock.now():
+        if self._fallen_back or previous is None:
             self._fallen_back = False
+            self.fell_back.clear()
             return False
-        log.warning("token.fell_back", until=str(previous.valid_until))
         self._fallen_back = True
-        self.fell_back.set()
         return True
+
+    def accepted(self, token: str) -> None:
+        """Take note of a token that was answered well."""
+        if self._fallen_back and token == self.current() and not self.fell_back.is_set():
+            log.warning("token.fell_back")
+            self.fell_back.set()
 
     async def replace(self, token: SecretStr, previous: PreviousToken) -> None:
         """Make a new token durable, then use it.
@@ -154,6 +163,8 @@ class Rotation:
             left = (self._every - age).total_seconds()
             if left <= 0:
                 return
+            # Nothing is overdue: the newest token is in use again, after all.
+            self._conditions.clear(NOT_ROTATED)
             try:
                 async with asyncio.timeout(min(left, LONGEST_SLEEP)):
                     await self._tokens.fell_back.wait()

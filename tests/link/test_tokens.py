@@ -64,7 +64,15 @@ async def a_rotating_node(
     await asyncio.to_thread(keep, state_dir, identity)
     learned: list[str] = []
     tokens = Tokens(identity, state_dir, clock=SupervisorClock(conditions), learned=learned.extend)
-    async with a_node(supervisor, journal, conditions, token=tokens.current, token_refused=tokens.refused) as node:
+    async with a_node(
+        supervisor,
+        journal,
+        conditions,
+        token=tokens.current,
+        token_refused=tokens.refused,
+        token_accepted=tokens.accepted,
+    ) as node:
+        tokens._clock = node.clock
         yield Rotating(node, tokens, state_dir, learned)
 
 
@@ -81,6 +89,11 @@ def rotated(valid: timedelta = timedelta(hours=1), *, issued: timedelta = timede
     previous = PreviousToken(token=SecretStr(TOKEN), valid_until=datetime.now(UTC) + valid)
     identity = an_identity(token="node-token-2", previous=previous)
     return identity.model_copy(update={"token_issued_at": datetime.now(UTC) - issued})
+
+
+def sent(supervisor: FakeSupervisor) -> list[str]:
+    """Return the tokens of the calls to list activities."""
+    return [call.headers["Authorization"].removeprefix("Bearer ") for call in supervisor.calls("activities")]
 
 
 async def test_a_token_that_is_due_is_exchanged_and_kept(rotating: Rotating, supervisor: FakeSupervisor) -> None:
@@ -145,8 +158,7 @@ async def test_a_fresh_token_that_is_refused_falls_back_and_is_exchanged(
         # The store was put back from before the rotation: it knows only the token before.
         await rotating.call()
         await rotating.call()
-        sent = [call.headers["Authorization"].removeprefix("Bearer ") for call in supervisor.calls("activities")]
-        assert sent == ["node-token-2", TOKEN, TOKEN]
+        assert sent(supervisor) == ["node-token-2", TOKEN, TOKEN]
         assert "unauthorized" not in conditions
         supervisor._rotations = 5
         async with running(rotating.rotation().run()):
@@ -170,30 +182,52 @@ async def test_a_rotation_that_falls_back_itself_keeps_the_token_that_worked(
         assert previous.token.get_secret_value() == TOKEN
 
 
-async def test_the_token_before_is_not_used_past_its_time(
+async def test_a_supervisor_from_a_backup_older_than_the_rotation_knows_only_the_token_before(
     supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
 ) -> None:
-    identity = rotated(timedelta(seconds=-1))
+    identity = rotated(timedelta(days=-20))
     async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", identity) as rotating:
-        with pytest.raises(SupervisorError):
-            await rotating.call()
-        assert supervisor.count("activities") == 1
-        assert "unauthorized" in conditions
+        await rotating.call()
+        assert sent(supervisor) == ["node-token-2", TOKEN]
+        supervisor._rotations = 5
+        async with running(rotating.rotation().run()):
+            await eventually(lambda: rotating.tokens.current() == "node-token-6")
+        assert rotating.kept() == "node-token-6"
+        assert not rotating.tokens.fell_back.is_set()
 
 
-async def test_when_both_are_refused_it_is_said_and_the_newest_is_tried_next(
+@pytest.mark.parametrize("valid", [timedelta(hours=1), timedelta(days=-20)], ids=["valid", "past its time"])
+async def test_when_both_are_refused_it_is_said_and_each_round_costs_two_calls(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path, valid: timedelta
+) -> None:
+    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", rotated(valid)) as rotating:
+        supervisor.tokens.clear()
+        async with running(rotating.rotation().run()):
+            for _ in range(2):
+                with pytest.raises(SupervisorError):
+                    await rotating.call()
+        assert sent(supervisor) == ["node-token-2", TOKEN] * 2
+        assert rotating.tokens.current() == "node-token-2"
+        assert supervisor.count("token") == 0, "a token that does not work cannot be exchanged"
+        assert {condition.code for condition in conditions.all()} == {"unauthorized"}
+
+
+async def test_a_token_before_that_stops_working_leaves_the_newest_in_use_and_nothing_overdue(
     supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
 ) -> None:
     async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", rotated()) as rotating:
-        supervisor.tokens.clear()
-        with pytest.raises(SupervisorError):
+        supervisor.always("token", status(500))
+        await rotating.call()
+        async with running(rotating.rotation().run()):
+            await eventually(lambda: "token_not_rotated" in conditions)
+            # The Supervisor's newer store is back: it knows the newest token, and took the other one away.
+            supervisor.tokens.clear()
+            supervisor.tokens.add("node-token-2")
+            with pytest.raises(SupervisorError):
+                await rotating.call()
             await rotating.call()
-        assert supervisor.count("activities") == 2
-        assert rotating.tokens.current() == TOKEN
-        with pytest.raises(SupervisorError):
-            await rotating.call()
+            await eventually(lambda: "token_not_rotated" not in conditions)
         assert rotating.tokens.current() == "node-token-2"
-        assert "unauthorized" in conditions
 
 
 def test_a_token_that_was_exchanged_during_the_call_is_no_refusal(tmp_path: Path, conditions: Conditions) -> None:
