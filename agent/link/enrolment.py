@@ -14,6 +14,8 @@ from agent.journal import Journal
 from agent.link import identity as identities
 from agent.link.address import tls_context
 from agent.link.blocking import in_thread
+from agent.link.clock import SENSIBLE_YEARS
+from agent.link.dates import http_date
 from agent.link.failures import Failure
 from agent.link.identity import Identity
 from agent.link.transport import Transport
@@ -60,7 +62,7 @@ async def enroll(
     machine = await in_thread(identities.machine_id, state_dir, file=machine_id_file)
     # An enrolled node keeps the name of its journal: one that is missing has to be found lost.
     journal_id = known.journal_id if known else await Journal.create(state_dir)
-    enrollment = await _ask(
+    enrollment, issued_at = await _ask(
         transport,
         context,
         EnrollRequest(
@@ -70,7 +72,7 @@ async def enroll(
     if known is not None and known.node_id != enrollment.node_id:
         msg = f"cannot enrol: {state_dir} belongs to node {known.node_id}, and the token is for {enrollment.node_id}"
         raise IdentityError(msg, hint="move identity.json and the journal away, or name another agent.state_dir")
-    identity = _identity(enrollment, url=url, machine=machine, journal_id=journal_id)
+    identity = _identity(enrollment, issued_at, url=url, machine=machine, journal_id=journal_id)
     await in_thread(identities.save, state_dir, identity)
     log.info("node.enrolled", node_id=identity.node_id, deployment_id=identity.deployment_id)
     return identity
@@ -86,7 +88,10 @@ def _prepare(state_dir: Path, machine_id_file: Path) -> Identity | None:
     return identities.load(state_dir, machine_id_file=machine_id_file)
 
 
-async def _ask(transport: Transport, context: ssl.SSLContext, request: EnrollRequest) -> Enrollment:
+async def _ask(
+    transport: Transport, context: ssl.SSLContext, request: EnrollRequest
+) -> tuple[Enrollment, datetime | None]:
+    """Make the call; returns the enrolment, and its time by the Supervisor's clock if the answer told it."""
     await transport.open(context)
     try:
         answer = await transport.call(
@@ -97,7 +102,9 @@ async def _ask(transport: Transport, context: ssl.SSLContext, request: EnrollReq
             body=request.model_dump_json().encode(),
             secrets=(request.enrollment_token,),
         )
-        return Enrollment.model_validate(answer.body)
+        date = http_date(answer.date)
+        sensible = date is not None and date.year in SENSIBLE_YEARS
+        return Enrollment.model_validate(answer.body), date if sensible else None
     except ValidationError as error:
         msg = "cannot enrol: the Supervisor's answer is not an enrolment"
         raise SupervisorError(
@@ -111,14 +118,16 @@ async def _ask(transport: Transport, context: ssl.SSLContext, request: EnrollReq
         await transport.close()
 
 
-def _identity(enrollment: Enrollment, *, url: str, machine: str, journal_id: str) -> Identity:
+def _identity(
+    enrollment: Enrollment, issued_at: datetime | None, *, url: str, machine: str, journal_id: str
+) -> Identity:
     now = datetime.now(UTC)
     try:
         return Identity(
             **enrollment.model_dump(exclude={"node_token"}),
             node_token=SecretStr(enrollment.node_token),
             supervisor_url=url,
-            token_issued_at=now,
+            token_issued_at=issued_at or now,
             machine_id=machine,
             journal_id=journal_id,
             enrolled_at=now,

@@ -30,6 +30,10 @@ log = structlog.get_logger(__name__)
 ROTATE_EVERY = timedelta(days=30)
 LONGEST_SLEEP = 3600.0
 """Seconds between looks at the calendar; a sleep of weeks would not see a clock that was set."""
+UNTIL_KNOWN = 60.0
+"""Seconds between looks while no answer has told the Supervisor's time yet."""
+IN_THE_FUTURE = timedelta(minutes=1)
+"""An issue that is further ahead than this was written down by a clock that was wrong."""
 NOT_ROTATED = "token_not_rotated"
 """Condition: the node token is older than it should be, and could not be exchanged."""
 
@@ -89,6 +93,22 @@ class Tokens:
         if self._fallen_back and token == self.current() and not self.fell_back.is_set():
             log.warning("token.fell_back")
             self.fell_back.set()
+
+    async def correct_issue(self) -> None:
+        """Let a token that was issued in the future count as issued now.
+
+        Else a node whose clock was years ahead when it enrolled would keep its token for years.
+        """
+        now = self._clock.now()
+        if not self._clock.known or self.identity.token_issued_at <= now + IN_THE_FUTURE:
+            return
+        log.warning("token.issued_in_the_future", issued_at=str(self.identity.token_issued_at))
+        self.identity = self.identity.model_copy(update={"token_issued_at": now})
+        try:
+            # Durable, for an agent that is restarted often would else begin to count with each start.
+            await in_thread(identities.save, self._state_dir, self.identity)
+        except IdentityError as error:
+            log.warning("token.issue_not_kept", cause=error.message)
 
     async def replace(self, token: SecretStr, previous: PreviousToken) -> None:
         """Make a new token durable, then use it.
@@ -159,6 +179,7 @@ class Rotation:
 
     async def _wait_until_due(self) -> None:
         while not self._tokens.fell_back.is_set():
+            await self._tokens.correct_issue()
             age = self._clock.now() - self._tokens.identity.token_issued_at
             left = (self._every - age).total_seconds()
             if left <= 0:
@@ -166,7 +187,7 @@ class Rotation:
             # Nothing is overdue: the newest token is in use again, after all.
             self._conditions.clear(NOT_ROTATED)
             try:
-                async with asyncio.timeout(min(left, LONGEST_SLEEP)):
+                async with asyncio.timeout(min(left, LONGEST_SLEEP if self._clock.known else UNTIL_KNOWN)):
                     await self._tokens.fell_back.wait()
             except TimeoutError:
                 continue

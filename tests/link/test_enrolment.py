@@ -1,10 +1,13 @@
 import asyncio
 import json
 import stat
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from agent.conditions import Conditions
 from agent.errors import IdentityError, JournalError, SettingsError, SupervisorError
@@ -12,7 +15,7 @@ from agent.journal import Journal
 from agent.link import identity as identities
 from agent.link.enrolment import enroll
 from agent.link.identity import Identity
-from tests.fakes.supervisor import FakeSupervisor, altered, cut, hang, plain, status
+from tests.fakes.supervisor import FakeSupervisor, Handler, altered, cut, hang, plain, status
 from tests.link.conftest import eventually, running
 from tests.link.test_identity import MACHINE, NODE, an_identity
 
@@ -63,6 +66,27 @@ async def test_it_leaves_machine_id_journal_and_identity(
     assert not journal.lost
     assert conditions.all() == []
     await journal.close()
+
+
+@pytest.mark.parametrize(
+    ("date", "days"),
+    [(timedelta(days=-700), -700), (timedelta(days=700), 700), (timedelta(days=300 * 365), 0), (None, 0)],
+    ids=["behind", "ahead", "nonsense", "not told"],
+)
+async def test_the_token_is_as_old_as_the_supervisors_clock_says(
+    enrol: Any, supervisor: FakeSupervisor, date: timedelta | None, days: int
+) -> None:
+    now = datetime.now(UTC)
+
+    async def dated(_request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler()
+        response.headers["Date"] = "?" if date is None else format_datetime(now + date, usegmt=True)
+        return response
+
+    supervisor.script("enroll", dated)
+    identity = await enrol()
+    assert abs(identity.token_issued_at - now - timedelta(days=days)) < timedelta(minutes=5)
+    assert abs(identity.enrolled_at - now) < timedelta(minutes=5)
 
 
 async def test_without_a_machine_id_a_random_one_is_durable_before_the_call(

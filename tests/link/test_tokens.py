@@ -51,6 +51,10 @@ class Rotating:
         content = json.loads((self.state_dir / "identity.json").read_text())
         return str(content["node_token"])
 
+    def kept_issue(self) -> datetime:
+        content = json.loads((self.state_dir / "identity.json").read_text())
+        return datetime.fromisoformat(content["token_issued_at"])
+
 
 def keep(state_dir: Path, identity: identities.Identity) -> None:
     state_dir.mkdir()
@@ -119,6 +123,38 @@ async def test_a_token_becomes_due_while_the_agent_runs(rotating: Rotating, supe
         await eventually(lambda: rotating.tokens.current() != TOKEN)
     assert supervisor.count("token") == 1
     assert supervisor.calls("token")[0].at - begun >= 0.25
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["durably", "though it cannot be kept"])
+async def test_a_token_issued_in_the_future_counts_as_issued_when_that_is_seen(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path, kept: bool
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=4000)
+    wrong = an_identity(token=TOKEN).model_copy(update={"token_issued_at": ahead})
+    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", wrong) as rotating:
+        if not kept:
+            shutil.rmtree(rotating.state_dir)
+        await rotating.call()
+        begun = time.monotonic()
+        async with running(rotating.rotation(every=timedelta(seconds=1)).run()):
+            await eventually(lambda: rotating.tokens.identity.token_issued_at < ahead)
+            if kept:
+                await eventually(lambda: rotating.kept_issue() < ahead)
+            await eventually(lambda: supervisor.count("token") > 0)
+        assert supervisor.calls("token")[0].at - begun >= 0.9 * 0.95
+
+
+async def test_before_the_supervisors_time_is_known_a_token_is_not_judged(
+    rotating: Rotating, supervisor: FakeSupervisor
+) -> None:
+    """A node that starts with its clock in the past would take every token for one from the future."""
+    issued = datetime.now(UTC) + timedelta(days=100)
+    rotating.tokens.identity = rotating.tokens.identity.model_copy(update={"token_issued_at": issued})
+    await rotating.tokens.correct_issue()
+    assert rotating.tokens.identity.token_issued_at == issued
+    rotating.node.clock.learn(issued - timedelta(seconds=30), round_trip=0)
+    await rotating.tokens.correct_issue()
+    assert rotating.tokens.identity.token_issued_at == issued, "clocks differ a little"
 
 
 async def test_a_token_that_cannot_be_kept_is_not_used(rotating: Rotating, supervisor: FakeSupervisor) -> None:
