@@ -29,6 +29,8 @@ _BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 
 CALL_TIMEOUT = 25.0
 """Seconds that one call may take, polkit's answer included: the D-Bus default."""
+READ_TIMEOUT = 5.0
+"""Seconds that one reading may take: a systemd that hangs must not hold up the heartbeat for long."""
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect and to introduce ourselves."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -138,7 +140,8 @@ class SystemdBus:
         connection = self._connection
         if connection is None or not self._up.is_set():
             raise AwayError(self._why)
-        return await _ask(connection, member, signature, *body, path=path, interface=interface)
+        within = READ_TIMEOUT if interface == PROPERTIES else CALL_TIMEOUT
+        return await _ask(connection, member, signature, *body, path=path, interface=interface, within=within)
 
     async def watch(self, rule: str) -> None:
         """Have more signals sent, also after each time that it connects again; a rule that is known does nothing.
@@ -162,6 +165,9 @@ class SystemdBus:
                     await self._live_once()
                 except _NeverMetError as error:
                     self._lost(str(error))
+                except Exception:  # whatever is wrong with one connection, the next one is tried
+                    log.exception("systemd.bus_fault")
+                    self._lost("a fault of the agent ended the connection, see its log")
                 self._tried.set()
                 if time.monotonic() - began > STABLE_AFTER:
                     pause = FIRST_PAUSE
@@ -288,6 +294,7 @@ async def _ask(
     destination: str = SYSTEMD,
     path: str = MANAGER_PATH,
     interface: str = MANAGER,
+    within: float = READ_TIMEOUT,
 ) -> list[Any]:
     message = Message(
         destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body)
@@ -296,10 +303,10 @@ async def _ask(
         cause = "the connection to the bus ended"
         raise AwayError(cause)
     try:
-        async with asyncio.timeout(CALL_TIMEOUT):
+        async with asyncio.timeout(within):
             reply = await connection.call(message)
     except TimeoutError:
-        cause = f"no answer to {member} within {CALL_TIMEOUT:g} s"
+        cause = f"no answer to {member} within {within:g} s"
         raise AwayError(cause, uncertain=True) from None
     except (OSError, EOFError) as error:
         cause = f"the connection to the bus ended before {member} was answered"

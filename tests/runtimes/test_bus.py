@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dbus_fast import Message
+from dbus_fast.aio import MessageBus
 
 from agent.runtimes import bus as buses
 from agent.runtimes.bus import AwayError, RefusedError, SystemdBus, signal_rule
@@ -81,6 +82,31 @@ async def test_a_call_is_bounded(systemd: FakeSystemd, monkeypatch: pytest.Monke
         with pytest.raises(AwayError) as caught:
             await bus.call("StartUnit", "ss", "iggy.service", "fail")
         assert caught.value.uncertain
+
+
+async def test_a_reading_is_bounded_more_tightly(systemd: FakeSystemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buses, "READ_TIMEOUT", 0.1)
+    systemd.on["GetAll"] = lambda _call: None
+    async with connected(systemd.address) as bus, asyncio.timeout(10):
+        with pytest.raises(AwayError, match=r"no answer to GetAll within 0\.1 s"):
+            await bus.call("GetAll", "s", "", path="/x", interface=buses.PROPERTIES)
+
+
+async def test_a_fault_of_ours_does_not_end_the_connecting(
+    systemd: FakeSystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = SystemdBus._connect
+    faults = [RuntimeError("a fault")]
+
+    async def faulty(self: SystemdBus) -> MessageBus:
+        if faults:
+            raise faults.pop()
+        return await connect(self)
+
+    monkeypatch.setattr(SystemdBus, "_connect", faulty)
+    async with connected(systemd.address) as bus:
+        await bus.wait_until_up(10)
+        await bus.call("RefUnit", "s", "iggy.service")
 
 
 async def test_a_systemd_that_will_not_be_subscribed_to_is_asked_again(
