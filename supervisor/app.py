@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import secrets
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,11 @@ from agent.protocol import MAX_BODY_BYTES
 from supervisor import activities, idempotency, nodes
 from supervisor.agent_api import AgentApi, Pace
 from supervisor.agent_routes import agent_routes
+from supervisor.answering import add_routes, answer_every_request
 from supervisor.clock import SECOND, now_microseconds
 from supervisor.fleet import Fleet
 from supervisor.openapi import PATH, openapi
-from supervisor.problems import Code, ProblemError
+from supervisor.problems import ProblemError
 from supervisor.public_api import PublicApi
 from supervisor.public_routes import public_routes
 from supervisor.routes import Route, encode
@@ -35,9 +35,6 @@ BACKLOG = 4096
 TICK_SECONDS = 1.0
 """How often the work in the background looks whether there is something to do."""
 FORGET_SECONDS = 60.0
-
-
-AnyHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +122,7 @@ class Supervisor:
     def application(self) -> web.Application:
         """Make the web application."""
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_every_request])
-        for route in self.routes:
-            application.router.add_route(route.method, route.path, route.handler)
+        add_routes(application, self.routes)
         return application
 
     async def _work(self) -> None:
@@ -173,32 +169,3 @@ class Supervisor:
         if not self._document:
             self._document = await asyncio.to_thread(lambda: encode(openapi(self.routes)))
         return web.Response(body=self._document, content_type="application/json")
-
-
-@web.middleware
-async def answer_every_request(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
-    """Give each request an id, and make a problem of whatever goes wrong."""
-    request_id = secrets.token_hex(16)
-    response = await _answer(request, handler, request_id)
-    response.headers["ld-request"] = request_id
-    return response
-
-
-async def _answer(request: web.Request, handler: AnyHandler, request_id: str) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except ProblemError as problem:
-        return problem.response(request_id)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        reason = f"cannot {request.method} this path: it knows {allowed}"
-        return ProblemError(Code.METHOD_NOT_ALLOWED, reason, headers={"Allow": allowed}).response(request_id)
-    except web.HTTPNotFound:
-        reason = f"cannot find {request.path[:200]!r}: there is no such path; {PATH} lists all"
-        return ProblemError(Code.NOT_FOUND, reason).response(request_id)
-    except web.HTTPException:
-        raise
-    except Exception:
-        log.exception("request.failed", request=request_id, method=request.method, path=request.path)
-        reason = f"cannot answer: an internal error, logged with the request id {request_id}"
-        return ProblemError(Code.INTERNAL_ERROR, reason).response(request_id)

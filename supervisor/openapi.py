@@ -14,7 +14,7 @@ from supervisor.schema import ProblemAnswer
 
 VERSION = version("iggy-node-agent")
 PATH = "/openapi/supervisor.json"
-ALWAYS = (Code.INTERNAL_ERROR, Code.STORE_UNAVAILABLE, Code.OVERLOADED)
+ALWAYS = (Code.EXPECTATION_FAILED, Code.INTERNAL_ERROR, Code.STORE_UNAVAILABLE, Code.OVERLOADED)
 """What can go wrong with every call."""
 HEADERS = {
     "ld-request": {"description": "The id of this request.", "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}},

@@ -68,6 +68,8 @@ class Code(StrEnum):
     """There is no such path."""
     METHOD_NOT_ALLOWED = "method_not_allowed"
     """The path does not know this method."""
+    EXPECTATION_FAILED = "expectation_failed"
+    """The header `Expect` asks for something that is not known."""
     REQUEST_TIMEOUT = "request_timeout"
     """The body did not arrive in time."""
     BODY_TOO_LARGE = "body_too_large"
@@ -101,6 +103,7 @@ STATUS: Mapping[Code, HTTPStatus] = {
     Code.UNKNOWN_DEPLOYMENT: HTTPStatus.NOT_FOUND,
     Code.UNKNOWN_ACTIVITY: HTTPStatus.NOT_FOUND,
     Code.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
+    Code.EXPECTATION_FAILED: HTTPStatus.EXPECTATION_FAILED,
     Code.REQUEST_TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
     Code.NO_NODES: HTTPStatus.CONFLICT,
     Code.ENROLLMENT_TOKEN_USED: HTTPStatus.CONFLICT,
