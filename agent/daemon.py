@@ -22,16 +22,14 @@ import structlog
 from agent.activities.lanes import Lanes
 from agent.activities.owned import OwnedRuntimes
 from agent.conditions import Conditions
-from agent.errors import JournalError, Rejection, SettingsError, SupervisorError
+from agent.errors import JournalError, Rejection, SettingsError
 from agent.journal import Journal, StateLock
-from agent.link import identity as identities
-from agent.link.backoff import Backoff
 from agent.link.client import SupervisorClient
 from agent.link.clock import SupervisorClock
-from agent.link.enrolment import enroll
 from agent.link.health import Channel
 from agent.link.heartbeat import Heartbeat
 from agent.link.identity import Identity
+from agent.link.joining import Joining
 from agent.link.pace import Pace
 from agent.link.receiver import Receiver
 from agent.link.reporter import Reporter
@@ -50,8 +48,6 @@ from agent.wiring import make_runtime
 
 log = structlog.get_logger(__name__)
 
-LOOK_FOR_IDENTITY = 1.0
-"""Seconds between two looks for an identity that `iggy-agent enroll` may have made."""
 PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
@@ -177,44 +173,18 @@ class Daemon:
 
     async def _find_identity(self) -> Identity | None:
         """Load the identity, or enrol with the credential, or wait for `iggy-agent enroll`; None when told to stop."""
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(first=1.0)
-        while not self._stopping.is_set():
-            identity = await loop.run_in_executor(self._machine, identities.load, self._state_dir)
-            if identity is not None:
-                self._conditions.clear("not_enrolled")
-                return identity
-            pause = await self._try_to_enrol(backoff)
-            if pause:  # up, degraded, and to be enrolled: that is no reason to be started again
-                self._manager.ready()
-            try:
-                async with asyncio.timeout(pause):
-                    await self._stopping.wait()
-            except TimeoutError:
-                continue
-        return None
-
-    async def _try_to_enrol(self, backoff: Backoff) -> float:
-        """Enrol with the credential, if there is one; returns the seconds to wait before the next look."""
-        loop = asyncio.get_running_loop()
-        token = await loop.run_in_executor(self._machine, read_credential, ENROLLMENT_TOKEN, os.environ)
         supervisor = self._settings.supervisor
-        if token is None:
-            self._conditions.set(
-                "not_enrolled",
-                "this machine is not a node of any deployment yet",
-                hint=f"get a token of the Supervisor, and run `iggy-agent enroll` or give it as {ENROLLMENT_TOKEN}",
-            )
-            return LOOK_FOR_IDENTITY
-        self._redactor.add([token])
-        try:
-            await enroll(supervisor.url, supervisor.ca_file, token, self._state_dir)
-        except SupervisorError as error:
-            seconds = backoff.failed(error)
-            self._conditions.set("not_enrolled", error.message, hint=error.hint)
-            log.warning("enroll.failed", cause=error.message, retry_in=round(seconds, 1))
-            return seconds
-        return 0.0
+        joining = Joining(
+            url=supervisor.url,
+            ca_file=supervisor.ca_file,
+            state_dir=self._state_dir,
+            conditions=self._conditions,
+            credential=lambda: read_credential(ENROLLMENT_TOKEN, os.environ),
+            credential_name=ENROLLMENT_TOKEN,
+            learned=self._redactor.add,
+            ready=self._manager.ready,
+        )
+        return await joining.identity(self._stopping)
 
     # --- the whole
 

@@ -5,14 +5,16 @@ Full jitter (a delay anywhere between nothing and the ceiling) spreads a fleet t
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from agent.errors import AgentError, SupervisorError
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds; a longer Retry-After is cut to this, so that a slip of the Supervisor does not silence a node for days."""
 REFUSED_FIRST, REFUSED_CAP = 60.0, 600.0
-"""Seconds between calls that are answered 401 or 403: a token heals by a person, not by trying."""
+"""Seconds between calls that are refused: that heals by a person, not by trying."""
+REFUSALS = frozenset({401, 403})
+"""Statuses that are about the node token, or the node's state."""
 DISK_CAP = 5.0
 """Seconds between tries while the journal cannot be written: that harms nobody else, and may be over at any moment."""
 
@@ -23,6 +25,7 @@ class Backoff:
     Args:
         first: Ceiling of the first delay, in seconds; it doubles with each failure.
         cap: Highest ceiling, in seconds.
+        refusals: Statuses that are tried again after minutes only.
         stable_for: Seconds without a failure, counted from the first success after one, that make the next failure a
             first one again. One success alone resets nothing: a Supervisor that answers every other call is not well.
         chance: Returns a number from 0 to 1.
@@ -34,12 +37,14 @@ class Backoff:
         *,
         first: float = 0.5,
         cap: float = 60.0,
+        refusals: Container[int | None] = REFUSALS,
         stable_for: float = 30.0,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first = first
         self._cap = cap
+        self._refusals = refusals
         self._stable_for = stable_for
         self._chance = chance
         self._monotonic = monotonic
@@ -70,7 +75,7 @@ class Backoff:
         self._failures += 1
         if isinstance(error, SupervisorError):
             asked = min(error.retry_after or 0.0, LONGEST_RETRY_AFTER)
-            if error.status in {401, 403}:
+            if error.status in self._refusals:
                 ceiling = min(REFUSED_CAP, REFUSED_FIRST * factor)
                 return max(asked, ceiling / 2 + self._chance() * ceiling / 2)
             return asked + self._chance() * min(self._cap, self._first * factor)

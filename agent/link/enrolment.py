@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 READ_TIMEOUT = 30.0
 """Seconds without a byte after which the call has failed."""
-TOKEN_STATUSES = frozenset({400, 401, 403, 409, 410, 422})
+TOKEN_STATUSES = frozenset({400, 401, 403, 409, 422})
 """Answers that are about the enrolment token."""
 
 
@@ -113,6 +113,10 @@ async def _ask(
     except SupervisorError as error:
         if error.status in TOKEN_STATUSES:
             error.hint = "the enrolment token may be mistyped, expired, or used by another machine: create a new one"
+        elif error.status == 410:
+            error.hint = (
+                "the node of this enrolment token was taken out of its deployment: create a token for a new node"
+            )
         raise
     finally:
         await transport.close()

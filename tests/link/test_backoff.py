@@ -63,5 +63,11 @@ def test_a_refusal_is_tried_after_minutes(status: int) -> None:
     assert Backoff(chance=lambda: 1.0).failed(SupervisorError("no", status=status, retry_after=90)) == 90
 
 
+def test_which_refusals_are_tried_after_minutes_depends_on_the_call() -> None:
+    conflict = SupervisorError("no", status=409)
+    assert Backoff(first=1, chance=lambda: 1.0).failed(conflict) == 1
+    assert Backoff(first=1, chance=lambda: 1.0, refusals={409}).failed(conflict) == 60
+
+
 def test_any_error_of_the_agent_can_be_backed_off_from() -> None:
     assert Backoff(first=1, chance=lambda: 1.0).failed(JournalError("full")) == 1
