@@ -125,6 +125,14 @@ class LiveUnit:
         except RefusedError as error:
             log.warning("systemd.not_reset", unit=self._name, error=error.name, cause=str(error))
 
+    async def system_is_stopping(self) -> bool:
+        """Whether the machine is being shut down, which cancels every job in the way: systemctl(1), is-system-running."""
+        try:
+            (answer,) = await self.bus.call("Get", "ss", MANAGER, "SystemState", interface=PROPERTIES)
+        except BusError:
+            return False
+        return bool(answer.value == "stopping")
+
     async def _job_type(self, path: str) -> str | None:
         """Return what a job does; None when it has just ended, so that the unit is another one now."""
         try:

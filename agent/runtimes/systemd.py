@@ -271,7 +271,11 @@ class SystemdDriver:
         except BusError as error:
             raise self._rejection(error, call) from error
         self._job = job
-        return await self._follow(call, job, before)
+        result = await self._follow(call, job, before)
+        if result in _TAKEN_OVER and await self._unit.system_is_stopping():
+            # Nobody acts against us: the shutdown ends the agent in a moment, and after the boot recovery goes on.
+            await asyncio.Event().wait()
+        return result
 
     async def _follow(self, call: Call, job: str, before: Observation) -> str:
         """Wait until a job ends; one that nothing is said of is looked at (systemd or the bus began anew)."""

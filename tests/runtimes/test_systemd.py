@@ -323,6 +323,26 @@ async def test_a_start_whose_place_another_job_took_is_busy(
     assert caught.value.evidence["before"]["state"] == "stopped"
 
 
+@pytest.mark.parametrize("state", ["stopping", "running"])
+async def test_a_restart_that_a_shutdown_cancels_is_left_to_the_next_boot(
+    driver: SystemdDriver, systemd: FakeSystemd, steps: Steps, state: str
+) -> None:
+    systemd.run()
+    systemd.on["RestartUnit"] = systemd.job_is("restart", "canceled", lambda: None)
+    systemd.on["Get"] = lambda call: Message.new_method_return(call, "v", [Variant("s", state)])
+    restart = asyncio.ensure_future(driver.restart(steps))
+    if state == "running":
+        with pytest.raises(Rejection, match="another job took the place of ours"):
+            await restart
+        return
+    await eventually(lambda: "Get SystemState" in systemd.calls)
+    await driver.observe()
+    assert not restart.done(), "a report that blames somebody else"
+    restart.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restart
+
+
 async def test_the_start_limit_is_reset_before_a_start_that_it_would_refuse(
     driver: SystemdDriver, systemd: FakeSystemd, steps: Steps
 ) -> None:
