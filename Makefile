@@ -49,6 +49,7 @@ docs: $(STAMP) ## Generate the generated pages anew
 INSTALL = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" WHEELHOUSE="$(WHEELHOUSE)" WHEEL="$(WHEEL)" \
 	BUILD_PYTHON="$(wildcard $(BIN)/python)" PURGE="$(PURGE)" systemd/install
 PREFIX ?= /usr/local
+SERVICE_PYTHON ?= $(or $(wildcard /usr/bin/python3),$(PYTHON))
 
 install: ## Install the agent as a systemd service (DESTDIR=DIR PREFIX=/usr/local WHEELHOUSE=DIR)
 	@$(INSTALL) install
@@ -58,7 +59,8 @@ uninstall: ## Take the service away; its state stays (PURGE=1: that too)
 
 wheelhouse: $(STAMP) ## Gather what `make install WHEELHOUSE=build/wheelhouse` needs without a network
 	@rm -rf build/wheelhouse
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock -d build/wheelhouse
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock -d build/wheelhouse \
+		--python-version "$$($(SERVICE_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock

@@ -94,13 +94,14 @@ class Booted:
                 stderr=subprocess.STDOUT,
                 env={"PATH": PATH, "SYSTEMD_NSPAWN_LOCK": "0"},
             )
-        self._wait_until_booted(None)
+        self._wait_until_booted()
 
     def reboot(self) -> None:
         """Restart it in order, as `reboot` does."""
-        before = self.leader
+        assert self._nspawn is not None
         self.run("systemctl", "reboot", "--no-block")
-        self._wait_until_booted(before)
+        self._nspawn.wait(BOOT_TIMEOUT)  # with --keep-unit it leaves the next boot to whoever started it
+        self.boot()
 
     def cut_power(self) -> None:
         """End it at once, and boot it again."""
@@ -132,14 +133,13 @@ class Booted:
             self._nspawn.wait()
         self._nspawn = None
 
-    def _wait_until_booted(self, before: int | None) -> None:
+    def _wait_until_booted(self) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT
         while time.monotonic() < deadline:
             assert self._nspawn is not None
             if self._nspawn.poll() is not None:
                 break
-            leader = self._find_leader()
-            if leader not in {None, before}:
+            if self._find_leader() is not None:
                 state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
                 if state in SETTLED:
                     self.boots += 1
@@ -237,13 +237,12 @@ def _run(
 
 
 def system_python() -> str | None:
-    """Find an interpreter that a unit can use: with venv, and not below a home."""
-    for candidate in (getattr(sys, "_base_executable", sys.executable), "/usr/local/bin/python3", "/usr/bin/python3"):
+    """Find an interpreter that a unit can use, as `make wheelhouse` does: with venv, and not below a home."""
+    for candidate in ("/usr/bin/python3", getattr(sys, "_base_executable", sys.executable)):
         real = os.path.realpath(candidate)
         if real.startswith(("/root/", "/home/")) or not os.access(real, os.X_OK):
             continue
-        asked = "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != tuple(map(int, sys.argv[1:])))"
-        wanted = [str(number) for number in sys.version_info[:2]]
-        if subprocess.run([candidate, "-c", asked, *wanted], capture_output=True, check=False).returncode == 0:
+        asked = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
+        if subprocess.run([candidate, "-c", asked], capture_output=True, check=False).returncode == 0:
             return str(candidate)
     return None

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from tests.e2e.node_settings import Options
 from tests.e2e.programs import standin_programs
 from tests.system.booted import Booted, missing, system_python
 from tests.system.node import Node, Outside, wheelhouse_is_there
@@ -26,7 +27,7 @@ def python() -> str:
     lacks = missing()
     python = system_python()
     if python is None:
-        lacks.append("a Python of the same version outside of /root and /home (Debian: python3-venv)")
+        lacks.append("a Python with venv outside of /root and /home (Debian: python3-venv)")
     if not wheelhouse_is_there():
         lacks.append("the wheels (make wheelhouse)")
     if python is not None and not lacks:
@@ -51,7 +52,8 @@ def system(python: str) -> Iterator[Booted]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def node(system: Booted, python: str) -> AsyncIterator[Node]:
     """The node, installed, booted, enrolled and up."""
-    async with Outside(standin_programs()) as supervisor:
+    # Rare heartbeats: what is seen sooner was pushed.
+    async with Outside(standin_programs(), Options(heartbeat_interval=30)) as supervisor:
         node = Node(system, supervisor)
         node.install(python)
         node.write(python)

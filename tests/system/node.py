@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.errors import AgentError
+from agent.local.client import ask
 from agent.protocol import RuntimeName
 from tests.e2e.births import Birth, read_births
 from tests.e2e.node_settings import PASSWORD, USERNAME
 from tests.e2e.public_api import PublicApi
 from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
-from tests.system.booted import Booted
+from tests.system.booted import Booted, CommandError
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELHOUSE = ROOT / "build" / "wheelhouse"
 UNIT = {RuntimeName.IGGY: "iggy.service", RuntimeName.CONNECTORS: "iggy-connectors.service"}
 STATE = {RuntimeName.IGGY: "/var/lib/iggy", RuntimeName.CONNECTORS: "/var/lib/iggy-connectors"}
-STANDINS = "/usr/local/lib/standins"
+STANDINS = "/usr/local/lib/iggy-standins/tests/standins"
 SETTINGS = """\
 [supervisor]
 url = "{url}"
@@ -37,7 +39,7 @@ action_timeout = 60
 [runtimes.iggy.probe]
 http = "http://127.0.0.1:{iggy}/ping"
 expect = "pong"
-ready_timeout = 15
+ready_timeout = 6
 stable_for = 0.2
 
 [runtimes.connectors]
@@ -49,7 +51,7 @@ action_timeout = 60
 
 [runtimes.connectors.probe]
 http = "http://127.0.0.1:{connectors}/health"
-ready_timeout = 15
+ready_timeout = 6
 stable_for = 0.2
 """
 
@@ -110,7 +112,11 @@ class Node:
         """Begin as a user would: users and folders, then `enable --now`."""
         for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"], ["systemctl", "daemon-reload"]):
             self.system.run(*command)
-        self.system.run("systemctl", "enable", "--quiet", "--now", "iggy-agent")
+        try:
+            self.system.run("systemctl", "enable", "--quiet", "--now", "iggy-agent")
+        except CommandError as error:
+            error.add_note(self.system.journal("iggy-agent"))
+            raise
 
     def _environment_file(self, runtime: RuntimeName) -> str:
         return f"etc/iggy/{runtime}.env"
@@ -145,17 +151,34 @@ class Node:
         """Read properties of the agent's unit."""
         return self.system.show("iggy-agent", *properties)
 
-    async def status(self) -> dict[str, Any] | None:
-        """Ask the agent, as its operator does; None while it does not answer."""
-        done = await asyncio.to_thread(self.system.run, "iggy-agent", "status", "--format", "json", check=False)
-        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": {}}
-        return None if "error" in answer else answer
+    async def ask(self, target: str) -> dict[str, Any] | None:
+        """Ask the agent on its socket; None while it does not answer, or does not know."""
+        socket = Path(f"/proc/{self.system.leader}/root/run/iggy-agent/agent.sock")
+        try:
+            return await asyncio.to_thread(ask, socket, target)
+        except AgentError:
+            return None
+
+    async def until_called(self, activity_id: int, call: str) -> None:
+        """Wait until the agent has journaled a call of an activity."""
+
+        async def called() -> bool:
+            row = await self.ask(f"/v1/activities/{activity_id}")
+            return row is not None and any(made["call"] == call for made in row["calls"])
+
+        await until(called, f"the call {call} of activity {activity_id} is journaled", every=0.005)
+
+    async def seen(self, runtime: RuntimeName) -> dict[str, Any]:
+        """Return what the Supervisor shows of a runtime: the latest heartbeat of the node."""
+        (node,) = (await self.api.call("GET", "nodes"))["items"]
+        found: dict[str, Any] = next(one for one in node["heartbeat"]["runtimes"] if one["runtime"] == runtime)
+        return found
 
     async def until_up(self) -> dict[str, Any]:
         """Wait until the agent talks with the Supervisor, and return its status."""
 
         async def up() -> dict[str, Any] | None:
-            status = await self.status()
+            status = await self.ask("/v1/status")
             good = status is not None and status["link"] and status["link"]["activities"]["last_success_at"]
             return status if good else None
 
