@@ -248,6 +248,19 @@ async def test_when_both_are_refused_it_is_said_and_each_round_costs_two_calls(
         assert {condition.code for condition in conditions.all()} == {"unauthorized"}
 
 
+async def test_a_second_try_that_meets_another_fault_says_nothing_about_the_token_before(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
+) -> None:
+    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", rotated()) as rotating:
+        supervisor.script("activities", status(401), status(500))
+        with pytest.raises(SupervisorError):
+            await rotating.call()
+        assert not rotating.tokens.fell_back.is_set()
+        await rotating.call()
+        assert sent(supervisor) == ["node-token-2", TOKEN, TOKEN]
+        assert rotating.tokens.fell_back.is_set()
+
+
 async def test_a_token_before_that_stops_working_leaves_the_newest_in_use_and_nothing_overdue(
     supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
 ) -> None:
