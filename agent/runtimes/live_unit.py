@@ -126,7 +126,7 @@ class LiveUnit:
             log.warning("systemd.not_reset", unit=self._name, error=error.name, cause=str(error))
 
     async def system_is_stopping(self) -> bool:
-        """Whether the machine is being shut down, which cancels every job in the way: systemctl(1), is-system-running."""
+        """Whether the machine is being shut down, which cancels every job: systemctl(1), is-system-running."""
         try:
             (answer,) = await self.bus.call("Get", "ss", MANAGER, "SystemState", interface=PROPERTIES)
         except BusError:
