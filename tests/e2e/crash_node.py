@@ -23,7 +23,7 @@ from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
 
 IGGY = RuntimeName.IGGY
-AWAITED = 1.0
+AWAITED = 5.0
 """Seconds that a planned crash may come after the activities are finished and reported; then it will not come."""
 
 

@@ -14,7 +14,7 @@ from tests.e2e.waiting import until
 
 SIZE = "IGGY_HTTP_MAX_REQUEST_SIZE"
 USUAL = Options(stable_for=0.05, attempt_timeout=1.0, heartbeat_interval=30.0)
-SECOND_BEGINS = "after:journal.start:2"
+GOES_BACK, SECOND_BEGINS = "before:journal.go_back:1", "after:journal.start:2"
 NEVER_READY = {"IGGY_HTTP_ENABLED": "false"}
 
 
@@ -27,8 +27,10 @@ class Scenario(abc.ABC):
     """Nodes that share the cases."""
     waits: ClassVar[bool] = False
     """Whether most of its time goes by in waiting."""
+    since: ClassVar[str] = ""
+    """Its first own point: up to there it is like another scenario, which has these points."""
     until: ClassVar[str] = ""
-    """The first point that is another scenario's; none: all are its own."""
+    """The first point after its own ones."""
     recovery: ClassVar[bool] = False
     """Whether `make test` kills it at each point of a recovery too; `CRASHES=all` does so for all."""
     starts: ClassVar[int]
@@ -184,6 +186,7 @@ class RolledBack(Start):
     """The new config never gets ready, so the runtime is started twice: with it, and with the last good one."""
 
     name = "reconfigure that is rolled back"
+    since = GOES_BACK
     options = replace(USUAL, ready_timeout=4.0)
     nodes, waits = 10, True
     starts = 2
@@ -216,7 +219,7 @@ class Superseded(Scenario):
     """A start that never gets ready, ended by a stop."""
 
     name = "superseded start"
-    until = SECOND_BEGINS
+    since, until = "after:effect.launch:1", SECOND_BEGINS
     starts = 1
 
     async def prepare(self) -> None:
