@@ -99,7 +99,16 @@ class Joining:
 
     async def _try(self) -> bool:
         """Enrol with the credential if there is one, and if it is time; returns whether it is done."""
-        token = await in_thread(self._credential)
+        try:
+            token = await in_thread(self._credential)
+        except (OSError, UnicodeDecodeError) as error:
+            self._ask_at = time.monotonic() + LOOK_FOR_IDENTITY
+            self._conditions.set(
+                NOT_ENROLLED,
+                f"cannot read the credential {self._credential_name}: {error}",
+                hint="it has to be a text file that the agent's user may read; give it anew, and restart the agent",
+            )
+            return False
         if token is None:
             self._ask_at = time.monotonic() + LOOK_FOR_IDENTITY
             self._conditions.set(

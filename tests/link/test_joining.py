@@ -33,6 +33,7 @@ class Newcomer:
     machine_id_file: Path
     conditions: Conditions
     credential: str | None = ENROLMENT_TOKEN
+    unreadable: Exception | None = None
     looks: int = 0
     ready: int = 0
     learned: list[str] = field(default_factory=list)
@@ -40,6 +41,8 @@ class Newcomer:
 
     def read(self) -> str | None:
         self.looks += 1
+        if self.unreadable is not None:
+            raise self.unreadable
         return self.credential
 
     def is_ready(self) -> None:
@@ -119,6 +122,22 @@ async def test_without_a_credential_it_is_ready_says_so_and_waits_to_be_enrolled
     assert identity is not None
     assert identity.node_id == NODE
     assert newcomer.conditions.all() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")],
+)
+async def test_a_credential_that_cannot_be_read_is_said_and_waited_for(newcomer: Newcomer, error: Exception) -> None:
+    newcomer.unreadable = error
+    joining = asyncio.create_task(newcomer.join())
+    await newcomer.looked(2)
+    assert newcomer.ready > 0
+    assert newcomer.condition().message.startswith("cannot read the credential enrollment_token: ")
+    newcomer.unreadable = None
+    identity = await joining
+    assert identity is not None
+    assert identity.node_id == NODE
 
 
 async def test_it_ends_when_it_is_told_to_stop(newcomer: Newcomer) -> None:
