@@ -215,7 +215,9 @@ def serve(path: str) -> None:
     children: dict[int, socket.socket] = {}
     while True:
         ready = {key.fileobj for key, _ in selector.select()}
-        if sys.stdin in ready:
+        if sys.stdin in ready:  # whoever asked is gone, in whatever way
+            for pid in children:  # not reaped yet, so the pids are theirs
+                os.kill(pid, signal.SIGKILL)
             return
         if woken in ready:
             woken.recv(4096)
