@@ -104,6 +104,7 @@ async def test_as_a_unit_it_refuses_runtimes_that_would_end_with_it(node: Node) 
         }
         assert "restarting the agent would kill it" in node.system.journal("iggy-agent")
     finally:
-        node.system.write(settings, good)
+        node.system.write(settings, good, mode=0o640)
+        node.system.run("systemd-tmpfiles", "--create", "iggy-agent.conf")
         node.system.run("systemctl", "restart", "iggy-agent")
     await node.until_up()
