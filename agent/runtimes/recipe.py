@@ -106,10 +106,13 @@ def _split(line: str) -> tuple[str, str | None]:
 
 def _config(source: Container) -> dict[str, Any]:
     config = dict(source.data.get("Config") or {})
-    if config.get("Hostname") == source.short_id or _mode(source).startswith("container:") or _uts_mode(source):
-        config.pop("Hostname", None)  # the Engine's own choice: a new container gets a new one
+    of_another = _mode(source).startswith("container:")
+    if config.get("Hostname") == source.short_id:
+        del config["Hostname"]  # the Engine's own choice: a new container gets a new one
+    if of_another or _uts_mode(source):
+        config.pop("Hostname", None)
         config.pop("Domainname", None)
-    if _mode(source).startswith("container:"):
+    if of_another:
         config.pop("ExposedPorts", None)
     if not config.get("MacAddress"):
         config.pop("MacAddress", None)
