@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from agent.cli.output import print_aside, print_error
 from agent.cli.parser import OutputFormat, build_parser
 from agent.errors import AgentError
+from agent.pid_one import stay_behind
 
 USAGE = 2
 INTERNAL = 70
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
+    if args.command == "run" and (code := stay_behind()) is not None:
+        return code
     try:
         return _find(args.command)(args)
     except AgentError as error:
