@@ -38,7 +38,7 @@ def until(condition):
         assert time.monotonic() < deadline, children_of_first()
         time.sleep(0.01)
 """
-BYSTANDER = "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+BYSTANDER = "exec 2>/dev/null; trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.05; done"
 
 needs_a_namespace = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare (Debian: util-linux)"
