@@ -87,6 +87,7 @@ class SupervisorClient:
         self._held_margin = held_margin
         self._read_timeout = read_timeout
         self._health = Health(conditions)
+        self._url = url
         self._ca_file = ca_file
         self._transports = {channel: Transport(url, version=version, now=clock.now) for channel in Channel}
 
@@ -96,7 +97,7 @@ class SupervisorClient:
         Raises:
             SettingsError: `ca_file` cannot be used.
         """
-        context = await in_thread(tls_context, self._ca_file)
+        context = await in_thread(tls_context, self._url, self._ca_file)
         for transport in self._transports.values():
             await transport.open(context)
 

@@ -57,7 +57,7 @@ async def enroll(
     token = enrollment_token.strip()
     version = await in_thread(metadata.version, "iggy-node-agent")
     transport = Transport(url, version=version)
-    context = await in_thread(tls_context, ca_file)
+    context = await in_thread(tls_context, url, ca_file)
     known = await in_thread(_prepare, state_dir, machine_id_file)
     machine = await in_thread(identities.machine_id, state_dir, file=machine_id_file)
     # An enrolled node keeps the name of its journal: one that is missing has to be found lost.
@@ -89,7 +89,7 @@ def _prepare(state_dir: Path, machine_id_file: Path) -> Identity | None:
 
 
 async def _ask(
-    transport: Transport, context: ssl.SSLContext, request: EnrollRequest
+    transport: Transport, context: ssl.SSLContext | None, request: EnrollRequest
 ) -> tuple[Enrollment, datetime | None]:
     """Make the call; returns the enrolment, and its time by the Supervisor's clock if the answer told it."""
     await transport.open(context)

@@ -51,10 +51,10 @@ class Transport:
         self._user_agent = f"iggy-agent/{version}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def open(self, context: ssl.SSLContext) -> None:
+    async def open(self, context: ssl.SSLContext | None) -> None:
         """Make the session; `context` verifies the Supervisor, and is not used with plain HTTP."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=2),
+            connector=aiohttp.TCPConnector(ssl=context or True, limit=2),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._user_agent, **_ACCEPT},
             auto_decompress=False,

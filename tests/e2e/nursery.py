@@ -156,7 +156,7 @@ def _become_agent(request: dict[str, Any]) -> int:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    setattr(client, "tls_context", lambda _ca_file: CONTEXT)  # noqa: B010 - a name that it only imports
+    setattr(client, "tls_context", lambda *_: CONTEXT)  # noqa: B010 - a name that it only imports
     crashing_agent.install(Path(request["points"]))
     return cli.main(request["arguments"])
 

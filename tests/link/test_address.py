@@ -1,3 +1,4 @@
+import ssl
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,14 @@ def test_an_unusable_url_is_refused_with_its_reason(url: str, why: str) -> None:
 
 def test_a_ca_file_that_cannot_be_used_says_which_and_why(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"ca_file .*missing\.pem: No such file"):
-        tls_context(tmp_path / "missing.pem")
+        tls_context("http://127.0.0.1:1", tmp_path / "missing.pem")
     (tmp_path / "empty.pem").write_text("no certificate here")
     with pytest.raises(SettingsError, match="holds no certificate"):
-        tls_context(tmp_path / "empty.pem")
+        tls_context("http://127.0.0.1:1", tmp_path / "empty.pem")
+
+
+def test_plain_http_needs_no_certificates() -> None:
+    assert tls_context("http://127.0.0.1:8700", None) is None
+    context = tls_context("https://supervisor.example.com", None)
+    assert context is not None
+    assert context.verify_mode is ssl.CERT_REQUIRED
