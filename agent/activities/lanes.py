@@ -211,6 +211,7 @@ class Lane:
         for row in await self._unfinished():
             log.info("activity.recovering", activity_id=row.id, runtime=row.runtime, action=row.action)
             await self._survive(row, self._recover_row(row))
+        await self._tidy()
 
     async def _unfinished(self) -> list[Row]:
         while True:
@@ -258,10 +259,18 @@ class Lane:
                     return
                 work = self._work(row, work.action, work.config, recovered=True)
             await self._finish(work.row, verdict, recovered=work.recovered, seconds=monotonic() - began)
+            await self._tidy()
             if work.action.verb is Verb.RECONFIGURE:
                 await self._forget_old_releases()
         finally:
             self.current = None
+
+    async def _tidy(self) -> None:
+        """Have the driver let go of what nothing can go back to any more, now that the verdict is durable."""
+        try:
+            await self.runtime.tidy(await self._journal.committed(self.runtime.name))
+        except (JournalError, Rejection) as error:
+            log.warning("runtime.not_tidied", runtime=self.runtime.name, cause=error.message)
 
     async def _forget_old_releases(self) -> None:
         """Remove the releases that nothing can go back to any more."""

@@ -11,7 +11,7 @@ from agent.activities.actions import refuse_old_run
 from agent.activities.work import Result, Superseded, Work
 from agent.errors import Rejection
 from agent.journal import KEEP, GoingBack
-from agent.protocol import Activity, Config, Reason, ReasonCode, ReconfigureOutcome, RuntimeState
+from agent.protocol import Activity, Config, DriverKind, Reason, ReasonCode, ReconfigureOutcome, RuntimeState
 from agent.runtimes.driver import Call, Incarnation, Observation, Step
 from agent.runtimes.runtime import Runtime
 
@@ -104,7 +104,8 @@ async def finish_forward(work: Work, *, not_this: Incarnation | None) -> Result:
     readiness = await work.wait_until_ready()
     refuse_old_run(readiness, not_this)
     seen, config = readiness.observation, _config(work)
-    if seen.config_sha256 is not None and seen.config_sha256 != config.sha256:
+    known = seen.config_sha256 is not None or work.runtime.driver.kind is DriverKind.DOCKER
+    if known and seen.config_sha256 != config.sha256:
         raise Rejection(
             ReasonCode.START_FAILED,
             "cannot apply the config: a run that was started without it is up",
@@ -159,7 +160,7 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
             detail = {"from": current or "none", "to": target or "none"}
             await work.record(Step(Call.SWITCH, detail=detail))
             await runtime.switch(target)
-        if decision.superseded or not _restart_was_begun(work):
+        if decision.superseded or not work.made(Call.START, Call.STOP, Call.RESTART):
             return await _not_applied(work, decision)
         await work.at_rest()
         outcome = await runtime.driver.restart(work.record)

@@ -34,7 +34,15 @@ class Decision(StrEnum):
     """It cannot be told what the call did; it is not made again."""
 
 
-def decide(verb: Verb, seen: Observation, call: JournaledCall, boot_id: str) -> Decision:
+def decide(
+    verb: Verb,
+    seen: Observation,
+    call: JournaledCall,
+    boot_id: str,
+    *,
+    counts: bool = True,
+    each_body_has_runs_of_its_own: bool = False,
+) -> Decision:
     """Decide by the table.
 
     Args:
@@ -42,15 +50,21 @@ def decide(verb: Verb, seen: Observation, call: JournaledCall, boot_id: str) -> 
         seen: The runtime, settled.
         call: The last decisive call that was journaled.
         boot_id: The machine's boot now.
+        counts: Whether what is seen can be the effect of the call: a container that was made with another config than
+            the one that is asked for is not.
+        each_body_has_runs_of_its_own: A container that never ran is no sign of a run that cannot be known: it was made
+            since, and nothing was started in it.
     """
     same_boot = call.boot_id == boot_id
     if seen.running:
         still_a = bool(call.running) and seen.incarnation == call.incarnation
-        return _running(verb, still_a=still_a, same_boot=same_boot)
+        return _running(verb, still_a=still_a or not counts, same_boot=same_boot)
     if verb is Verb.STOP:
         return Decision.COMPLETED
     again = Decision.RUN if verb is Verb.START else Decision.START_ONLY
-    if not same_boot or (seen.incarnation_known and seen.incarnation == call.incarnation):
+    if not same_boot or not counts or (seen.incarnation_known and seen.incarnation == call.incarnation):
+        return again
+    if seen.incarnation_known and seen.incarnation is None and each_body_has_runs_of_its_own:
         return again
     if not seen.incarnation_known or seen.incarnation is None:
         return Decision.OUTCOME_UNKNOWN

@@ -13,7 +13,7 @@ from agent.activities.work import Result, Work
 from agent.conditions import Conditions
 from agent.errors import Rejection
 from agent.journal import GoingBack, JournaledCall
-from agent.protocol import ReasonCode, Verb
+from agent.protocol import DriverKind, ReasonCode, Verb
 from agent.runtimes.driver import Incarnation, Observation, read_boot_id
 
 ASK_AGAIN = 2.0
@@ -71,7 +71,7 @@ async def resume(work: Work, seen: Observation) -> Result:
     call = work.row.decisive_call()
     if call is None:
         return await BEGINNINGS[work.action.verb](work)
-    decision = _decide(work, seen, call)
+    decision = await _decide(work, seen, call)
     if work.action.verb is Verb.RECONFIGURE:
         return await reconfigure.finish_forward(work, not_this=await _again(work, call, decision, seen))
     if work.action.verb is not Verb.STOP:
@@ -90,14 +90,21 @@ async def resume_back(work: Work, going_back: GoingBack, seen: Observation) -> R
     if going_back.superseded or call is None:
         return await reconfigure.go_back(work, going_back)
     try:
-        not_this = await _again(work, call, _decide(work, seen, call), seen)
+        not_this = await _again(work, call, await _decide(work, seen, call), seen)
     except Rejection as rejection:
         return await reconfigure.rollback_failed(work, going_back, rejection)
     return await reconfigure.finish_back(work, going_back, not_this)
 
 
-def _decide(work: Work, seen: Observation, call: JournaledCall) -> Decision:
-    decision = decide(work.action.verb, seen, call, read_boot_id())
+async def _decide(work: Work, seen: Observation, call: JournaledCall) -> Decision:
+    decision = decide(
+        work.action.verb,
+        seen,
+        call,
+        read_boot_id(),
+        counts=await _counts(work, seen),
+        each_body_has_runs_of_its_own=work.runtime.driver.kind is DriverKind.DOCKER,
+    )
     work.evidence["recovery"] = {
         "decision": str(decision),
         "found": seen.as_evidence(),
@@ -106,6 +113,14 @@ def _decide(work: Work, seen: Observation, call: JournaledCall) -> Decision:
         "same_boot": call.boot_id == read_boot_id(),
     }
     return _refuse(decision, seen)
+
+
+async def _counts(work: Work, seen: Observation) -> bool:
+    """Tell whether what is seen can be the effect of a reconfigure: a container says which config it was made with."""
+    if work.action.verb is not Verb.RECONFIGURE or work.runtime.driver.kind is not DriverKind.DOCKER:
+        return True
+    current = await work.runtime.current()
+    return seen.config_sha256 == (None if current is None else current.sha256)
 
 
 def _refuse(decision: Decision, seen: Observation) -> Decision:

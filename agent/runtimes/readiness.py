@@ -152,9 +152,9 @@ class Wait:
 
     async def _is_ready(self, seen: Observation) -> bool:
         """Make one attempt; it is given up when that run ends meanwhile."""
-        if self._probe is None:
-            self._last = ProbeResult(ready=True)
-            return True
+        if self._probe is None or seen.hindrance is not None:
+            self._last = ProbeResult(ready=seen.hindrance is None, why=seen.hindrance)
+            return self._last.ready
         attempt = asyncio.ensure_future(self._probe.check())
         try:
             while True:

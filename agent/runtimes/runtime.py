@@ -89,7 +89,8 @@ class Runtime:
         if self._probe is not None:
             return await self._probe.check()
         seen = await self.driver.observe()
-        return ProbeResult(ready=seen.running, why=None if seen.running else f"it is {seen.state}")
+        why = seen.hindrance if seen.running else f"it is {seen.state}"
+        return ProbeResult(ready=why is None, why=why)
 
     async def wait_until_ready(self) -> Readiness:
         """Wait until it is ready and stable.
@@ -154,8 +155,8 @@ class Runtime:
     def _drifted(self, seen: Observation, release: Release | None) -> bool | None:
         if not seen.running:
             return None
-        if seen.config_sha256 is None and self.driver.kind is not DriverKind.PROCESS:
-            return None  # only the process driver knows for certain that it started with none
+        if seen.config_sha256 is None and self.driver.kind is DriverKind.SYSTEMD:
+            return None  # the others know for certain that it was started with none
         return seen.config_sha256 != (release.sha256 if release else None)
 
     def _cpu_percent(self, seen: Observation) -> float | None:
@@ -200,6 +201,17 @@ class Runtime:
     async def get_release(self, name: str) -> Release | None:
         """Return a release by its name; see `Releases.get`."""
         return await self._worker.run(self.releases.get, name)
+
+    async def tidy(self, committed: str | None) -> None:
+        """Have the driver let go of what an action left behind; see `Driver.tidy`.
+
+        Args:
+            committed: Name of the committed release; None when there is none.
+        """
+        if committed is None:
+            await self.driver.tidy(None)
+        elif release := await self.get_release(committed):
+            await self.driver.tidy(release.sha256)
 
     async def prune(self, keep: Collection[str]) -> None:
         """Remove old releases; see `Releases.prune`."""

@@ -101,3 +101,23 @@ def test_a_reconfigures_restart_is_a_restart(
     decision: Decision,
 ) -> None:
     assert decide(Verb.RECONFIGURE, seen, call, boot_id) is decision, name
+
+
+@pytest.mark.parametrize(
+    ("seen", "call", "decision"),
+    [
+        (running(B), A_RUNNING, RUN),
+        (running(A), A_RUNNING, RUN),
+        (ended(B), A_RUNNING, START_ONLY),
+        (ended(None), A_RUNNING, START_ONLY),
+    ],
+)
+def test_a_container_with_another_config_is_no_effect_of_the_reconfigure(
+    seen: Observation, call: JournaledCall, decision: Decision
+) -> None:
+    assert decide(Verb.RECONFIGURE, seen, call, BOOT, counts=False) is decision
+
+
+@pytest.mark.parametrize(("verb", "decision"), [(Verb.START, RUN), (Verb.RESTART, START_ONLY), (Verb.STOP, COMPLETED)])
+def test_a_container_that_never_ran_was_made_since_and_can_be_started(verb: Verb, decision: Decision) -> None:
+    assert decide(verb, ended(None), A_RUNNING, BOOT, each_body_has_runs_of_its_own=True) is decision

@@ -16,6 +16,7 @@ class ScriptedDriver:
         self.now: Observation | Exception = Observation(RuntimeState.STOPPED)
         self.pushes = True
         self.looks = 0
+        self.tidied: list[str | None] = []
         self.tail: list[str] | Rejection = []
         self._changed = asyncio.Event()
 
@@ -75,7 +76,8 @@ class ScriptedDriver:
         if "IGGY_DRIVER_SAYS_NO" in config.values:
             raise Rejection(ReasonCode.CONFIG_INVALID, "cannot use the config: no mount")
 
-    async def tidy(self, committed: str | None) -> None: ...
+    async def tidy(self, committed: str | None) -> None:
+        self.tidied.append(committed)
 
     def warnings(self) -> list[str]:
         return ["something fights the agent"]

@@ -259,3 +259,21 @@ async def serve(make_driver: MakeDriver, folder: Path, port: int, *times: float)
     program = folder / "server.py"
     program.write_text(SERVER)
     return await make_driver((sys.executable, str(program), str(port), *map(str, times)))
+
+
+async def test_what_runs_with_a_hindrance_is_not_ready_until_that_is_gone() -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    driver.show(RUNNING, "a", hindrance="its container is paused")
+    task = asyncio.create_task(wait(driver))
+    await driver.looked(3)
+    assert not task.done()
+    driver.show(RUNNING, "a")
+    assert (await task).observation.incarnation == "a"
+
+
+async def test_a_hindrance_is_told_when_the_time_is_over() -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    driver.show(RUNNING, "a", hindrance="its container is paused")
+    refused = await rejected(driver, start_timeout=0.1)
+    assert refused.code is ReasonCode.NOT_READY
+    assert "its container is paused" in refused.message

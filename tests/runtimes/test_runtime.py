@@ -236,3 +236,31 @@ async def test_it_waits_until_ready_with_its_own_times(make: Make) -> None:
 async def test_the_process_driver_accepts_any_config(make_driver: MakeDriver) -> None:
     driver: Any = await make_driver()
     driver.check_config(config())
+
+
+async def test_a_hindered_runtime_is_not_ready_without_a_probe_too(make: Make) -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    runtime = await make(driver)
+    driver.show(RuntimeState.RUNNING, "a", hindrance="its container is paused")
+    status = await runtime.status(None)
+    assert (status.ready, status.message) == (False, "its container is paused")
+    driver.show(RuntimeState.RUNNING, "a")
+    assert (await runtime.status(None)).ready
+
+
+async def test_a_container_without_a_config_of_ours_has_drifted_from_the_current_one(make: Make) -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    runtime = await make(driver)
+    await runtime.stage(config())
+    await runtime.switch("42-3")
+    driver.show(RuntimeState.RUNNING, "a")
+    assert (await runtime.status(None)).drifted is True
+
+
+async def test_tidying_names_the_committed_release_by_its_checksum(make: Make) -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    runtime = await make(driver)
+    await runtime.stage(config())
+    for name in (None, "42-3", "1-1"):
+        await runtime.tidy(name)
+    assert driver.tidied == [None, config().sha256]
