@@ -27,7 +27,7 @@ SETTINGS = """\
 url = "{url}"
 
 [agent]
-shutdown_grace = 5
+shutdown_grace = 3
 
 [runtimes.iggy]
 driver = "systemd"
@@ -39,7 +39,7 @@ action_timeout = 60
 [runtimes.iggy.probe]
 http = "http://127.0.0.1:{iggy}/ping"
 expect = "pong"
-ready_timeout = 6
+ready_timeout = 4
 stable_for = 0.2
 
 [runtimes.connectors]
@@ -51,7 +51,7 @@ action_timeout = 60
 
 [runtimes.connectors.probe]
 http = "http://127.0.0.1:{connectors}/health"
-ready_timeout = 6
+ready_timeout = 4
 stable_for = 0.2
 """
 
