@@ -109,9 +109,13 @@ def next_step(found: Found, sha256: str | None) -> Step | None:
 
 def undo(found: Found) -> Step | None:
     """Read off the next step to leave the container in use as it is, with nothing begun beside it."""
-    if found.named is None or found.new is None:
+    named = found.named
+    if named is None:
         return None
-    return _undo(found.named, found.new)
+    going_back = found.kept is not None and named.replaces == found.kept.id
+    if going_back and _has_no_policy(named) and not _is_no(named.replaced_policy):
+        return Step(Do.REBIND, named, named.replaced_policy)  # going back was begun, and is not wanted any more
+    return _undo(named, found.new) if found.new is not None else None
 
 
 def forget(found: Found) -> Step | None:
