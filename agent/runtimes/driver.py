@@ -2,7 +2,7 @@
 
 A driver acts and observes; it never decides whether an action is right. It journals without knowing the journal: each
 verb is given a `record` callable and awaits it *before* every call that it makes, so that a crash at any moment leaves
-in the journal what may have been done. The one *decisive* call of an action (DESIGN: StartUnit, StopUnit, RestartUnit;
+in the journal what may have been done. The one *decisive* call of an action (systemd: StartUnit, StopUnit, RestartUnit;
 for docker and process, where a restart is stop then start, the start) is recorded with the boot id and with **A**, the
 observation read just before it.
 """
@@ -138,7 +138,7 @@ class Driver(Protocol):
     """One way of controlling one runtime. All methods are called from the event loop and never block it.
 
     Every method may raise `Rejection` with `driver_unavailable` (no bus, no engine), and every verb with the codes of
-    DESIGN §7. Cancelling a verb leaves the runtime as it is at that moment; what was called is in the journal.
+    `ReasonCode`. Cancelling a verb leaves the runtime as it is at that moment; what was called is in the journal.
     """
 
     kind: DriverKind
