@@ -335,7 +335,7 @@ class DockerDriver:
         """Start it, made anew first if it has another config; `before` is what the verb decided by."""
         calls: tuple[Call, ...] = ()
         for _ in range(MOST_STOPS):
-            found = await self._calls.insist(Call.START, self._recreation.find)
+            found = await self._calls.insist(Call.START, self._find_in_use)
             seen = self._observation(found)
             container = self._usable(found, seen, Call.START)
             if container.is_up:

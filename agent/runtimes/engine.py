@@ -93,6 +93,7 @@ class Engine:
         self._slots = asyncio.Semaphore(THREADS)
         self._idle: deque[docker.APIClient] = deque(maxlen=THREADS)
         self._version: str | None = None
+        self._is_closed = False
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -233,14 +234,18 @@ class Engine:
         return self._translated(self._connect, sent=False)
 
     def _connect(self) -> docker.APIClient:
-        if self.address.startswith("unix://"):  # where nobody listens, the client would leave its socket open
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-                knock.settimeout(self.call_timeout)
-                knock.connect(self.address.removeprefix("unix://"))
+        self._knock()
         client = docker.APIClient(self.address, version=self._version or "auto", timeout=self.call_timeout)  # type: ignore[arg-type]  # the stub knows whole seconds only
         client.trust_env = False  # a proxy for the web is none for the Engine
         self._version = client.api_version
         return client
+
+    def _knock(self) -> None:
+        """See that somebody listens: where nobody does, the client would leave its socket open (docker 7.2)."""
+        if self.address.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+                knock.settimeout(self.call_timeout)
+                knock.connect(self.address.removeprefix("unix://"))
 
     async def _call(self, job: Callable[[docker.APIClient], T], timeout: float | None = None, lasts: float = 0) -> T:  # noqa: ASYNC109 - it bounds the HTTP call as well, in its thread
         """Make a call in a thread of its own.
@@ -292,16 +297,23 @@ class Engine:
             client = self.new_client()
         client.timeout = limit  # type: ignore[assignment]  # as above
         try:
+            self._translated(self._knock, sent=False)
             result = self._translated(lambda: job(client), sent=True)
         except AwayError:
             client.close()
             self._forget_clients()
             raise
         except RefusedError:
-            self._idle.append(client)
+            self._put_back(client)
             raise
-        self._idle.append(client)
+        self._put_back(client)
         return result
+
+    def _put_back(self, client: docker.APIClient) -> None:
+        if self._is_closed:
+            client.close()
+        else:
+            self._idle.append(client)
 
     def _forget_clients(self) -> None:
         """Begin anew with connections and version: it may be another Engine that comes back."""
@@ -312,6 +324,7 @@ class Engine:
 
     def close(self) -> None:
         """Close what is idle; a call under way is left to its thread."""
+        self._is_closed = True
         self._forget_clients()
 
     def _translated(self, call: Callable[[], T], *, sent: bool) -> T:

@@ -16,12 +16,7 @@ from tests.fakes.engine import FakeEngine, fake_engine
 from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.engine_rig import DEAF, RealEngine, a_name, driver_of, running_engine, settled_as
 
-pytestmark = [
-    pytest.mark.xdist_group("docker"),
-    # The client of the docker package leaves its socket open where nobody listens any more.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.xdist_group("docker")
 
 
 @pytest.fixture
