@@ -44,7 +44,7 @@ from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, f
 from agent.redaction import Redactor
 from agent.runtimes.runtime import Runtime
 from agent.settings import ENROLLMENT_TOKEN, Settings, read_credential
-from agent.wiring import make_runtime
+from agent.wiring import Shared, make_runtime
 
 log = structlog.get_logger(__name__)
 
@@ -193,8 +193,9 @@ class Daemon:
         journal = await Journal.open(self._state_dir, journal_id=identity.journal_id, conditions=self._conditions)
         stack.push_async_callback(journal.close)
         self._journal = journal
+        shared = Shared()
         for name, settings in self._settings.runtimes.items():
-            runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor)
+            runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor, shared)
             await runtime.open()
             stack.push_async_callback(runtime.close)
             current = await runtime.current_or_none()

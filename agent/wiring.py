@@ -4,7 +4,9 @@ What acts on the node does not know the settings; this translates.
 """
 
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.errors import SettingsError
 from agent.protocol import DriverKind, RuntimeName
@@ -16,9 +18,32 @@ from agent.runtimes.releases import Releases
 from agent.runtimes.runtime import Runtime, Timeouts
 from agent.settings import ProbeSettings, RuntimeSettings
 
+if TYPE_CHECKING:
+    from agent.runtimes.bus import SystemdBus
 
-def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, redactor: Redactor) -> Runtime:
+
+class Shared:
+    """What the runtimes of one agent share, each made for the first that needs it."""
+
+    @cached_property
+    def systemd(self) -> "SystemdBus":
+        """The one connection to systemd."""
+        from agent.runtimes.bus import SystemdBus  # noqa: PLC0415 - its library is loaded where it is used only
+
+        return SystemdBus()
+
+
+def make_runtime(
+    name: RuntimeName, settings: RuntimeSettings, folder: Path, redactor: Redactor, shared: Shared
+) -> Runtime:
     """Make a runtime from its settings.
+
+    Args:
+        name: Which.
+        settings: Its own.
+        folder: `<state>/runtimes/<runtime>`.
+        redactor: Learns its secrets.
+        shared: With the other runtimes of this agent.
 
     Raises:
         SettingsError: They do not say what the driver is to control.
@@ -26,7 +51,7 @@ def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, red
     releases = Releases(folder, name)
     return Runtime(
         name,
-        driver=_make_driver(name, settings, folder, releases),
+        driver=_make_driver(name, settings, folder, releases, shared),
         releases=releases,
         plan=None if settings.probe is None else _make_plan(settings.probe),
         timeouts=Timeouts(settings.start_timeout, settings.stop_timeout, settings.action_timeout),
@@ -34,13 +59,16 @@ def make_runtime(name: RuntimeName, settings: RuntimeSettings, folder: Path, red
     )
 
 
-def _make_driver(name: RuntimeName, settings: RuntimeSettings, folder: Path, releases: Releases) -> Driver:
+def _make_driver(
+    name: RuntimeName, settings: RuntimeSettings, folder: Path, releases: Releases, shared: Shared
+) -> Driver:
     if settings.driver is DriverKind.SYSTEMD and settings.unit is not None:
-        from agent.runtimes.systemd import SystemdDriver  # noqa: PLC0415 - its library is loaded where it is used only
+        from agent.runtimes.systemd import SystemdDriver  # noqa: PLC0415 - as above
 
         return SystemdDriver(
             runtime=name,
             unit=settings.unit,
+            bus=shared.systemd,
             folder=folder,
             releases=releases,
             start_timeout=settings.start_timeout,

@@ -8,7 +8,7 @@ from agent.protocol import DriverKind, RuntimeName
 from agent.redaction import Redactor
 from agent.runtimes.docker import DockerDriver
 from agent.settings import RuntimeSettings
-from agent.wiring import make_runtime
+from agent.wiring import Shared, make_runtime
 
 IMPORTED = """
 import sys
@@ -16,9 +16,9 @@ from pathlib import Path
 import agent.daemon
 from agent.redaction import Redactor
 from agent.settings import RuntimeSettings
-from agent.wiring import make_runtime
+from agent.wiring import Shared, make_runtime
 settings = RuntimeSettings.model_validate({settings})
-make_runtime("iggy", settings, Path("/nowhere"), Redactor())
+make_runtime("iggy", settings, Path("/nowhere"), Redactor(), Shared())
 print(" ".join(sorted({{"docker", "requests"}} & set(sys.modules))))
 """
 
@@ -28,7 +28,7 @@ def test_a_container_is_driven_through_the_engine_that_docker_host_names(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://proxy:2375")
     settings = RuntimeSettings(driver=DriverKind.DOCKER, container="iggy")
-    runtime = make_runtime(RuntimeName.IGGY, settings, tmp_path, Redactor())
+    runtime = make_runtime(RuntimeName.IGGY, settings, tmp_path, Redactor(), Shared())
     assert isinstance(runtime.driver, DockerDriver)
     assert runtime.driver._engine.address == "tcp://proxy:2375"
 

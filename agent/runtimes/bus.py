@@ -11,7 +11,7 @@ only when systemd's own connection sent it, for anybody may send one to ours.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -79,30 +79,24 @@ def signal_rule(**parts: str) -> str:
     return ",".join(f"{key}='{value}'" for key, value in {"type": "signal", "sender": SYSTEMD, **parts}.items())
 
 
+OnSignal = Callable[[str, str, list[Any]], None]
+"""Is told the path, the member and the arguments of a signal."""
+
+
 class SystemdBus:
-    """Systemd's end of the system bus.
+    """Systemd's end of the system bus, shared by all units of an agent.
 
     Args:
         address: Of the bus; the system's own when None.
-        rules: Which signals are wanted, from the first moment on.
-        on_signal: Called with each: its path, its member, and its arguments.
-        on_change: Called when systemd came within reach, or went out of it.
     """
 
-    def __init__(
-        self,
-        *,
-        address: str | None,
-        rules: Iterable[str],
-        on_signal: Callable[[str, str, list[Any]], None],
-        on_change: Callable[[], None],
-    ) -> None:
+    def __init__(self, address: str | None = None) -> None:
         self.session = 0
         """Grows each time that systemd is met anew: what it remembered of us may be gone."""
         self._address = address
-        self._rules = dict.fromkeys(rules)
-        self._on_signal = on_signal
-        self._on_change = on_change
+        self._rules: dict[str, None] = {signal_rule(interface=MANAGER, member="Reloading"): None}
+        self._listeners: list[tuple[OnSignal, Callable[[], None]]] = []
+        self._openers = 0
         self._connection: MessageBus | None = None
         self._owner: str | None = None
         self._why = "it was not asked yet"
@@ -111,14 +105,26 @@ class SystemdBus:
         self._new_owner = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    def listen(self, on_signal: OnSignal, on_change: Callable[[], None]) -> None:
+        """Have somebody told, for as long as this object lives.
+
+        Args:
+            on_signal: Called with each signal, also with those that others wanted.
+            on_change: Called when systemd came within reach, or went out of it.
+        """
+        self._listeners.append((on_signal, on_change))
+
     async def open(self) -> None:
         """Begin to connect, and wait for how the first try ends; it is tried again for as long as it is open."""
-        self._task = asyncio.create_task(self._keep_connected(), name="systemd bus")
+        self._openers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_connected(), name="systemd bus")
         await self._tried.wait()
 
     async def close(self) -> None:
-        """Disconnect; closing twice does nothing."""
-        if self._task is not None:
+        """Disconnect when everybody who opened it has closed it; closing once more does nothing."""
+        self._openers = max(0, self._openers - 1)
+        if self._task is not None and not self._openers:
             self._up.clear()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -144,15 +150,18 @@ class SystemdBus:
         return await _ask(connection, member, signature, *body, path=path, interface=interface, within=within)
 
     async def watch(self, rule: str) -> None:
-        """Have more signals sent, also after each time that it connects again; a rule that is known does nothing.
-
-        Raises:
-            BusError: As for `call`; then they are asked for at the next connection.
-        """
-        if rule not in self._rules:
-            self._rules[rule] = None
-            if self._connection is not None:
-                await _match(self._connection, rule)
+        """Have more signals sent, also after each time that it connects again; a rule that is known does nothing."""
+        if rule in self._rules:
+            return
+        self._rules[rule] = None
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            await _match(connection, rule)
+        except BusError as error:  # all are asked for at the next connection, which is made at once
+            log.warning("systemd.not_watched", rule=rule, cause=str(error))
+            connection.disconnect()
 
     # --- the task that owns the connection -----------------------------------------------------------------------
 
@@ -248,7 +257,7 @@ class SystemdBus:
         self.session += 1
         self._up.set()
         log.info("systemd.met", owner=self._owner)
-        self._on_change()
+        self._tell_change()
 
     def _lost(self, why: str) -> None:
         self._owner = None
@@ -256,7 +265,11 @@ class SystemdBus:
         if self._up.is_set() or not self._tried.is_set():
             log.warning("systemd.lost", cause=why)
             self._up.clear()
-            self._on_change()
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        for _, on_change in self._listeners:
+            on_change()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -270,7 +283,8 @@ class SystemdBus:
             self._lost("systemd is just starting again")
             self._new_owner.set()
         elif message.sender == self._owner:
-            self._on_signal(message.path or "", message.member or "", message.body)
+            for on_signal, _ in self._listeners:
+                on_signal(message.path or "", message.member or "", message.body)
 
 
 class _NeverMetError(Exception):

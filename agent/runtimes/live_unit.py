@@ -71,23 +71,26 @@ class LiveUnit:
 
     Args:
         name: Of the unit.
-        address: Of the bus; the system's own when None.
+        bus: Asked and listened to; others may use it too.
         on_change: Called when the unit changed, or may have; also when systemd came within reach or went out of it.
     """
 
-    def __init__(self, name: str, *, address: str | None, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, bus: SystemdBus, *, on_change: Callable[[], None]) -> None:
+        self.bus = bus
         self.jobs = Jobs()
         self._name = name
         self._on_change = on_change
-        self._names = {name}
+        self._paths = {name: unit_path(name)}
+        """Where it is found, by each of its names that is known."""
         self._held_in = 0
         self._told: dict[str, Any] = {}
-        self.bus = SystemdBus(
-            address=address,
-            rules=[signal_rule(interface=MANAGER, member="Reloading"), *_rules(name)],
-            on_signal=self._on_signal,
-            on_change=on_change,
-        )
+        bus.listen(self._on_signal, on_change)
+
+    async def open(self) -> None:
+        """Begin to hear of it."""
+        for rule in _rules(self._name):
+            await self.bus.watch(rule)
+        await self.bus.open()
 
     async def read(self) -> Unit:
         """Read it now, all of one moment.
@@ -143,8 +146,8 @@ class LiveUnit:
 
     async def _know(self, unit: Unit) -> None:
         """Hear of it by its primary name too, and have systemd keep it: what it unloads, it forgets the last run of."""
-        if unit.id and unit.id not in self._names:
-            self._names.add(unit.id)
+        if unit.id and unit.id not in self._paths:
+            self._paths[unit.id] = unit_path(unit.id)
             for rule in _rules(unit.id):
                 await self.bus.watch(rule)
         session = self.bus.session
@@ -158,11 +161,15 @@ class LiveUnit:
             log.info("systemd.unit_not_held", unit=self._name, cause=str(error))
 
     def _on_signal(self, path: str, member: str, body: list[Any]) -> None:
-        if member == "PropertiesChanged" and not self._is_news(body[1]):
+        if member == "PropertiesChanged" and not (path in self._paths.values() and self._is_news(body[1])):
             return
-        if path == MANAGER_PATH and member == "JobRemoved":
-            _, job, _, result = body
+        if member == "JobRemoved":
+            _, job, name, result = body
+            if name not in self._paths:
+                return
             self.jobs.removed(str(job), str(result))
+        if member == "UnitRemoved" and body[0] not in self._paths:
+            return
         self._on_change()
 
     def _is_news(self, changed: Mapping[str, Variant]) -> bool:

@@ -1,8 +1,9 @@
 """Tell which config a run of a systemd unit was started with, where that can be known.
 
-systemd does not say what it read from EnvironmentFile=, so the times have to. It reads the file after the run before
-has ended, and at once before it starts the process; so a run that began after `current` was switched has the current
-release, and of any other run it is not known, unless this agent saw it before the switch.
+systemd does not say what it read from EnvironmentFile=. It reads the file after it gave the run its identity and the
+run before has ended, and at once before it starts the process. So a run has the current release if another run, or
+none, was seen after `current` was switched to it, as before each call; or, where nothing was seen, if its times say
+that it began after the switch. Of any other run it is not known, unless this agent saw it before the switch.
 """
 
 import time
@@ -32,6 +33,20 @@ class StartedWith:
         self._environment_file = environment_file
         self._run: Incarnation | None = None
         self._sha256: str | None = None
+        self._before: tuple[float | None, Incarnation | None] | None = None
+
+    def switched_at(self) -> float | None:
+        """Return when `current` was switched last; what `seen_before_call` wants to be told, from before the look."""
+        return self._releases.switched_at()
+
+    def seen_before_call(self, run: Incarnation | None, switched_at: float | None) -> None:
+        """Remember which run a look found before a call; does not block.
+
+        Args:
+            run: What was seen; None when there is no last run.
+            switched_at: When `current` had been switched, read before that look.
+        """
+        self._before = switched_at, run
 
     def is_read_by(self, unit: Unit) -> bool:
         """Tell whether the unit reads the current release at all."""
@@ -53,10 +68,18 @@ class StartedWith:
             still = self._releases.switched_at() == switched_at
         except (Rejection, OSError):  # a release that cannot be read is refused where it is used
             return None
-        if release is None or switched_at is None or not still or _began_at(unit) <= switched_at + MARGIN:
+        if release is None or switched_at is None or not still:
+            return None
+        if not self._is_new_since(switched_at, unit.incarnation) and _began_at(unit) <= switched_at + MARGIN:
             return None
         self._run, self._sha256 = unit.incarnation, release.sha256
         return release.sha256
+
+    def _is_new_since(self, switched_at: float, run: Incarnation | None) -> bool:
+        if self._before is None:
+            return False
+        then, before = self._before
+        return then == switched_at and run is not None and run != before
 
 
 def _began_at(unit: Unit) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 from agent.errors import Rejection
 from agent.protocol import Config, DriverKind, ReasonCode, RuntimeName, RuntimeState
 from agent.runtimes import journald, refusals
-from agent.runtimes.bus import AwayError, BusError
+from agent.runtimes.bus import AwayError, BusError, SystemdBus
 from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Recorder, Step, read_boot_id
 from agent.runtimes.live_unit import LiveUnit
 from agent.runtimes.releases import Releases
@@ -60,7 +60,7 @@ class SystemdDriver:
         releases: Of this runtime; the unit reads the current one by EnvironmentFile=.
         start_timeout: Seconds that it may be on its way up.
         stop_timeout: Seconds that a stop may take.
-        address: Of the bus; the system's own when None.
+        bus: Systemd's end of the bus; the runtimes of an agent share it.
         settle_pause: Seconds between the two looks of `settle`.
     """
 
@@ -75,7 +75,7 @@ class SystemdDriver:
         releases: Releases,
         start_timeout: float,
         stop_timeout: float,
-        address: str | None = None,
+        bus: SystemdBus,
         settle_pause: float = SETTLE_PAUSE,
     ) -> None:
         self._runtime = runtime
@@ -86,7 +86,7 @@ class SystemdDriver:
         self._stop_timeout = stop_timeout
         self._settle_pause = settle_pause
         self._changed = asyncio.Event()
-        self._unit = LiveUnit(unit, address=address, on_change=self._changed.set)
+        self._unit = LiveUnit(unit, bus, on_change=self._changed.set)
         self._worker = Worker(f"systemd-{runtime}")
         self._log_worker = Worker(f"journal-{runtime}")
         self._verb = asyncio.Lock()
@@ -101,7 +101,7 @@ class SystemdDriver:
         """Connect and look at the unit; without a bus it stays open, and tries again by itself."""
         self._is_open = True
         self._boot_id = await self._worker.run(read_boot_id)
-        await self._unit.bus.open()
+        await self._unit.open()
         with suppress(Rejection):  # whoever looks next is told
             await self.observe()
 
@@ -217,7 +217,9 @@ class SystemdDriver:
     async def _read_before(self, call: Call) -> tuple[Unit, Observation]:
         """Read A."""
         await self._unit.bus.wait_until_up(PATIENCE)
+        switched_at = await self._worker.run(self._started_with.switched_at)
         unit = await self._read(call)
+        self._started_with.seen_before_call(unit.incarnation, switched_at)
         return unit, await self._observation(unit)
 
     async def _observation(self, unit: Unit) -> Observation:

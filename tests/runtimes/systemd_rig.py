@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import Rejection
 from agent.protocol import ReasonCode, RuntimeName
+from agent.runtimes.bus import SystemdBus
 from agent.runtimes.driver import Observation
 from agent.runtimes.releases import Releases
 from agent.runtimes.systemd import SystemdDriver
@@ -53,7 +54,7 @@ async def driver_of(address: str, folder: Path, **settings: Any) -> AsyncIterato
         "stop_timeout": 20.0,
         "settle_pause": 0.02,
     }
-    driver = SystemdDriver(**{**defaults, "address": address, **settings})
+    driver = SystemdDriver(**{**defaults, "bus": SystemdBus(address), **settings})
     await driver.open()
     try:
         yield driver

@@ -20,7 +20,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[SystemdBus]:
-    bus = SystemdBus(address=address, rules=[], on_signal=lambda *_: None, on_change=lambda: None)
+    bus = SystemdBus(address)
     await bus.open()
     try:
         yield bus
@@ -140,12 +140,8 @@ async def test_signals_that_are_asked_for_later_are_asked_for_at_each_connection
 ) -> None:
     heard: list[str] = []
     rule = signal_rule(member="UnitNew")
-    connection = SystemdBus(
-        address=bus.address,
-        rules=[],
-        on_signal=lambda _path, member, _body: heard.append(member),
-        on_change=lambda: None,
-    )
+    connection = SystemdBus(bus.address)
+    connection.listen(lambda _path, member, _body: heard.append(member), lambda: None)
     await connection.watch(rule)
     await connection.open()
     await connection.watch(rule)

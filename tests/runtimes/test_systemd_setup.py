@@ -16,7 +16,7 @@ from agent.runtimes.driver import Incarnation
 from agent.runtimes.releases import Releases
 from agent.runtimes.systemd import SystemdDriver
 from agent.settings import RuntimeSettings
-from agent.wiring import make_runtime
+from agent.wiring import Shared, make_runtime
 from tests.fakes.systemd import FakeSystemd
 from tests.runtimes.configs import config
 from tests.runtimes.systemd_rig import driver_of
@@ -86,6 +86,11 @@ def test_only_an_agent_with_a_systemd_runtime_loads_the_bus_library() -> None:
 
 async def test_a_runtime_with_the_driver_systemd_gets_this_one(folder: Path) -> None:
     settings = RuntimeSettings(driver=DriverKind.SYSTEMD, unit="iggy.service")
-    runtime = make_runtime(RuntimeName.IGGY, settings, folder, Redactor())
+    shared = Shared()
+    runtime = make_runtime(RuntimeName.IGGY, settings, folder, Redactor(), shared)
+    other = make_runtime(RuntimeName.CONNECTORS, settings, folder, Redactor(), shared)
     assert isinstance(runtime.driver, SystemdDriver)
+    assert isinstance(other.driver, SystemdDriver)
+    assert runtime.driver._unit.bus is other.driver._unit.bus, "one connection for all"
     await runtime.close()
+    await other.close()
