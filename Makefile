@@ -57,14 +57,15 @@ install: ## Install the agent as a systemd service (DESTDIR=DIR PREFIX=/usr/loca
 uninstall: ## Take the service away; its state stays (PURGE=1: that too)
 	@$(INSTALL) uninstall
 
-wheelhouse: $(STAMP) ## Gather what `make install WHEELHOUSE=build/wheelhouse` needs without a network
+wheelhouse: $(STAMP) ## Gather what `make install WHEELHOUSE=build/wheelhouse` and `docker build` need without a network
 	@rm -rf build/wheelhouse
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock -d build/wheelhouse \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock -r requirements-build.lock -d build/wheelhouse \
 		--python-version "$$($(SERVICE_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.lock -o requirements-build.lock
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
 """A user's side of the public API: what the demo and the tests dispatch and see."""
 
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 
@@ -79,14 +80,17 @@ class PublicApi:
     never meets an old one.
     """
 
-    def __init__(self, url: str, deployment_id: int, api_key: str) -> None:
+    def __init__(
+        self, url: str, deployment_id: int, api_key: str, *, tls: ssl.SSLContext | Literal[True] = True
+    ) -> None:
         self.base = f"{url}/deployments/{deployment_id}"
         self.api_key = api_key
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),
+            connector=aiohttp.TCPConnector(force_close=True, ssl=self._tls),
             timeout=aiohttp.ClientTimeout(total=10),
             headers={"ld-api-key": self.api_key},
             trust_env=False,

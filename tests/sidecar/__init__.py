@@ -1,0 +1,1 @@
+"""The agent in a container: beside the runtimes, and around them."""
