@@ -26,7 +26,7 @@ from agent.runtimes.engine import CALL_TIMEOUT, AwayError, Engine, EngineError, 
 from agent.runtimes.engine_events import SILENCE, Events
 from agent.runtimes.patient_calls import PatientCalls
 from agent.runtimes.recipe import Target
-from agent.runtimes.recreation import Do, Found, Recreation, forget, next_step, undo
+from agent.runtimes.recreation import Do, Found, Recreation, left_over, next_step
 from agent.runtimes.recreation import Step as RecreationStep
 from agent.runtimes.releases import Releases
 from agent.runtimes.worker import Worker
@@ -235,14 +235,17 @@ class DockerDriver:
             raise Rejection(ReasonCode.CONFIG_INVALID, msg, hint=hint)
 
     async def tidy(self, committed: str | None) -> None:
-        """Remove what a recreation left beside the container in use; the kept one, once the one in use is committed."""
+        """Remove what a recreation left beside the container in use; the kept one, once the one in use is committed.
+
+        A kept one that is to be in use again, because the action was superseded, is put back while nothing runs.
+        """
         async with self._verb:
+            target = await self._target()
             try:
                 await self._recreation.drop_unfinished()
                 for _ in range(MOST_STEPS):
                     found = await self._recreation.find()
-                    stays = found.named is not None and found.named.config_sha256 == committed
-                    step = forget(found) if stays else undo(found)
+                    step = left_over(found, committed=committed, wanted=target.sha256)
                     if step is None:
                         return
                     if step.do is Do.STOP:

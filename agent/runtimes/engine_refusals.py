@@ -67,7 +67,7 @@ def _refused(error: RefusedError, doing: str, container: str, call: Call | None)
     text = str(error)[:_LONGEST_TEXT]
     evidence = {"engine_status": error.status, "engine_error": text}
     if error.status == 403:
-        hint = "a proxy in front of the Engine has to let through what docs/docker.md lists"
+        hint = "a proxy in front of the Engine has to let through what docs/docker-driver.md lists"
         return Rejection(ReasonCode.NOT_PERMITTED, f"cannot {doing}: it was forbidden", hint=hint, evidence=evidence)
     if call is None:
         hint = "look at the Engine's own log"

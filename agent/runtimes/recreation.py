@@ -118,9 +118,21 @@ def undo(found: Found) -> Step | None:
     return _undo(named, found.new) if found.new is not None else None
 
 
-def forget(found: Found) -> Step | None:
-    """Read off the next step once the container in use is the one to stay: nothing is to go back to any more."""
-    return undo(found) or (_drop(found.kept) if found.named is not None and found.kept is not None else None)
+def left_over(found: Found, *, committed: str | None, wanted: str | None) -> Step | None:
+    """Read off the next step to tidy up, once the verdict of an action is durable; nothing that runs is touched.
+
+    Args:
+        found: What is there now.
+        committed: Checksum of the committed release.
+        wanted: Checksum of the current release.
+    """
+    in_use, kept = found.in_use, found.kept
+    if found.named is not None and found.named.config_sha256 == committed:
+        return undo(found) or (_drop(kept) if kept is not None else None)
+    back = kept is not None and kept.config_sha256 == committed == wanted
+    if back and in_use is not None and not in_use.is_up:
+        return next_step(found, committed)
+    return undo(found)
 
 
 def _undo(named: Container, new: Container) -> Step:

@@ -257,6 +257,8 @@ async def made_again(world: World, engine: Engine, body: dict[str, Any], number:
         values = dict(line.partition("=")[::2] for line in expected["Config"]["Env"]) | dict(target.environment)
         expected["Config"]["Env"] = sorted(f"{key}={value}" for key, value in values.items())
         assert differences(expected, comparable(after)) == []
+        if number % 2:
+            return  # half of them go on, to no config at all
         back = Target(None, {})
         kept = await recreation.find()
         assert kept.kept is not None

@@ -179,6 +179,23 @@ async def test_a_config_over_one_that_was_never_committed_keeps_the_committed_co
     assert node.policy() == POLICY
 
 
+async def test_a_superseded_config_that_was_stopped_makes_room_for_the_original_which_is_not_started(
+    node: Node, driver: DockerDriver
+) -> None:
+    await running(driver, node)
+    await node.apply()
+    await driver.restart(Steps())
+    await node.withdraw()
+    await driver.tidy(None)
+    assert (await driver.observe()).running
+    await driver.stop(Steps())
+    await driver.tidy(None)
+    assert node.engine.names(node.name) == {node.name}
+    found = node.engine.inspect(node.name)
+    assert (found["Id"], found["State"]["Running"]) == (node.id, False)
+    assert node.policy() == POLICY
+
+
 async def test_a_stopped_container_is_recreated_by_its_next_start(
     node: Node, driver: DockerDriver, steps: Steps
 ) -> None:

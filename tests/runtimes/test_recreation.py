@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.runtimes.containers import CONFIG_LABEL, POLICY_LABEL, REPLACES_LABEL, Container
-from agent.runtimes.recreation import Do, Found, Step, forget, next_step, undo
+from agent.runtimes.recreation import Do, Found, Step, left_over, next_step, undo
 
 ALWAYS = "always"
 MOST_STEPS = 16
@@ -107,10 +107,9 @@ def converged(node: Node, target: str | None) -> Node:
     raise AssertionError(msg)
 
 
-def tidied(node: Node, committed: str | None) -> Node:
+def tidied(node: Node, committed: str | None, wanted: str | None = "whatever") -> Node:
     for _ in range(MOST_STEPS):
-        stays = node.named is not None and node.named.sha256 == committed
-        step = forget(node.found()) if stays else undo(node.found())
+        step = left_over(node.found(), committed=committed, wanted=wanted)
         if step is None:
             return node
         node = done(node, step, None)
@@ -176,6 +175,17 @@ def test_tidying_what_is_not_committed_never_touches_what_is_in_use_or_kept() ->
             assert end.named.id == node.named.id
             assert end.named.up == node.named.up
         assert end.kept == node.kept
+
+
+def test_tidying_puts_the_committed_one_back_while_nothing_runs() -> None:
+    for node in reachable(Node(ORIGINAL)):
+        end = tidied(node, None, wanted=None)
+        assert end.named is not None
+        if node.named is not None and node.named.up:
+            assert end.named.id == node.named.id
+            assert end.named.up
+        elif node.kept is not None:
+            assert end.bodies() == [replace(ORIGINAL, up=False)]
 
 
 def test_a_container_that_somebody_else_made_takes_the_place_of_the_kept_one() -> None:
