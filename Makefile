@@ -22,9 +22,11 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: $(STAMP) ## Run the main job end to end on this machine (KEEP=1: stay up; uses real Iggy when it is on PATH)
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
+# What boots a system, starts an engine, measures, or is many at once by itself runs alone; the rest on two workers.
 test: $(STAMP) ## Run the tests, with branch coverage of agent/
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not real" $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -m "not real and not xdist_group" -n 2 $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -m "not real and xdist_group" $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
 

@@ -1,5 +1,6 @@
 """Rules that hold in every test: nothing blocks the event loop, warnings are errors, each test has a timeout."""
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis  # noqa: F401 - imported early: late, on CPython 3.11, its plugin can break pytest's assertion rewriting
@@ -20,7 +21,16 @@ def plain_logs() -> Iterator[None]:
 def nothing_blocks_the_loop() -> Iterator[BlockBuster]:
     """Make a blocking call of the agent's on the event loop a failure."""
     with blockbuster_ctx("agent") as blockbuster:
+        for lock in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
+            # The measuring of coverage takes a lock of its own, wherever it is.
+            blockbuster.functions[lock].can_block_in("coverage/collector.py", "lock_data")
         yield blockbuster
+
+
+def pytest_configure() -> None:
+    """Hand on ordinary signals: what runs in the background, or under nohup, is started with some of them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,7 +26,11 @@ CALLED = "after:journal.record"
 VARYING = tuple(f"{when}:http.heartbeat:{hit}" for when in ("before", "after") for hit in range(2, 10))
 """Heartbeats after the first, which come when something else changed."""
 
-pytestmark = [pytest.mark.timeout(3600 if ALL else 240), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [
+    pytest.mark.timeout(3600 if ALL else 240),
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.xdist_group("crashes"),
+]
 
 
 class Campaign:

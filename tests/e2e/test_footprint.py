@@ -30,7 +30,7 @@ from tests.e2e.rig import AGENT, Rig
 from tests.e2e.scenarios import USUAL
 from tests.e2e.waiting import until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("footprint")]
 
 MEMORY_BUDGET = 56e6
 """Bytes of RSS, with a driver that needs no client library."""

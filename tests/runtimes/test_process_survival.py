@@ -347,9 +347,10 @@ def id_of_a_thread() -> int:
 
 
 def signal_masks(pid: int | None) -> dict[str, int]:
+    """Read them without signals 32 and 33, which the C library keeps for itself: signal(7)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {
-        name: int(mask, 16)
+        name: int(mask, 16) & ~(0b11 << 31)
         for name, mask in (line.split(":", 1) for line in lines)
         if name in {"SigBlk", "SigIgn", "SigCgt"}
     }
