@@ -217,8 +217,9 @@ def log_window(container: Container, incarnation: Incarnation) -> tuple[float, f
     _, began = container_of(incarnation)
     since = 0.0 if began is None else began.timestamp() - LOG_EARLIER
     if container.incarnation == incarnation:
-        before = container.ended_at if container.is_up else None
-        return max(since, before.timestamp() if before else 0.0), None
+        before = container.ended_at  # of the run before, unless this one ended: in a crash loop it did, and waits
+        earlier = before is not None and began is not None and before <= began
+        return max(since, before.timestamp() if before is not None and earlier else 0.0), None
     later = container.started_at
     return since, later.timestamp() - LOG_EARLIER if later else None
 

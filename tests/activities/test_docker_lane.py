@@ -53,7 +53,7 @@ class Node:
             driver=driver,
             releases=self.bench.releases,
             plan=None,
-            timeouts=Timeouts(start=5, stop=5, action=30),
+            timeouts=Timeouts(start=2, stop=5, action=30),
             redactor=Redactor(),
         )
 

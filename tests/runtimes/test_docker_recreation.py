@@ -345,3 +345,31 @@ async def test_a_container_of_two_networks_is_connected_to_both_whatever_was_cut
         engine.clear(node.name)
         for network in networks:
             engine.api.remove_network(network)
+
+
+async def test_a_kept_container_that_somebody_started_is_left_alone(node: Node, driver: DockerDriver) -> None:
+    await running(driver, node)
+    release = await node.apply()
+    await driver.restart(Steps())
+    kept = f"{node.name}.iggy-agent-kept"
+    node.engine.api.start(kept)
+    await driver.tidy(release.sha256)
+    assert node.engine.inspect(kept)["State"]["Running"]
+    await node.withdraw()
+    await driver.restart(Steps())
+    assert node.engine.inspect(node.name)["Id"] == node.id
+
+
+async def test_a_container_that_cannot_be_recreated_is_left_as_it_was(
+    node: Node, driver: DockerDriver, steps: Steps
+) -> None:
+    await running(driver, node)
+    taken = node.engine.create(f"{node.name}.iggy-agent-new")
+    node.engine.api.start(taken)
+    await node.apply()
+    with pytest.raises(Rejection) as rejected:
+        await driver.restart(steps)
+    assert rejected.value.code is ReasonCode.BUSY
+    assert steps.words() == ["recreate"]
+    assert (await driver.observe()).running
+    assert node.policy() == POLICY
