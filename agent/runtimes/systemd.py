@@ -147,7 +147,7 @@ class SystemdDriver:
             began = time.monotonic()
             await self._record(record, Call.STOP, before)
             result = await self._queue(Call.STOP, before)
-            unit = await self._read()
+            unit = await self._read_after(Call.STOP)
             self._refuse_failed_stop(result, unit, before)
             return _stopped(before, unit, {"job_result": result, "stop_seconds": round(time.monotonic() - began, 3)})
 
@@ -222,6 +222,14 @@ class SystemdDriver:
         self._started_with.seen_before_call(unit.incarnation, switched_at)
         return unit, await self._observation(unit)
 
+    async def _read_after(self, call: Call) -> Unit:
+        """Read what a call came to, also when systemd or the bus begins anew just then."""
+        try:
+            return await self._read(call)
+        except Rejection:
+            await self._unit.bus.wait_until_up(PATIENCE)
+            return await self._read(call)
+
     async def _observation(self, unit: Unit) -> Observation:
         known = self._started_with.remembered(unit.incarnation)
         if known is None and unit.state is RuntimeState.RUNNING:
@@ -249,7 +257,7 @@ class SystemdDriver:
         if _start_limit_hit(unit):
             await self._reset_failed(call)
         result = await self._queue(call, before)
-        if result == "failed" and _start_limit_hit(again := await self._read(call)):
+        if result == "failed" and _start_limit_hit(again := await self._read_after(call)):
             # The limit counts also what was asked for; an action that was asked for has to get its try.
             calls = (*calls, Call.START)
             now = await self._observation(again)

@@ -269,3 +269,26 @@ async def test_a_job_that_ends_while_it_is_looked_at_is_looked_at_again(
     path = systemd.new_job("start", pending=True)
     systemd.on["Get"] = just_ended
     assert (await driver.observe()).running
+
+
+@pytest.mark.parametrize("call", ["stop", "restart"])
+async def test_a_systemd_that_begins_anew_when_the_job_is_over_is_asked_again(
+    driver: SystemdDriver, systemd: FakeSystemd, steps: Steps, call: str
+) -> None:
+    systemd.run()
+    asked = 0
+
+    def ends() -> None:
+        systemd.end(Result="start-limit-hit" if call == "restart" else "success", ActiveState="failed")
+        systemd.on["GetAll"] = gone_once
+
+    def gone_once(request: Message) -> Message:
+        nonlocal asked
+        asked += 1
+        return refuse(ErrorType.NO_REPLY.value)(request) if asked == 1 else systemd.get_all(request)
+
+    systemd.on["StopUnit"] = systemd.job_is("stop", "done", ends)
+    systemd.on["RestartUnit"] = systemd.job_is("restart", "failed", ends)
+    outcome = await getattr(driver, call)(steps)
+    assert outcome.calls[0] == call
+    assert asked >= 2

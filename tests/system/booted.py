@@ -96,17 +96,16 @@ class Booted:
             )
         self._wait_until_booted()
 
-    def reboot(self) -> None:
-        """Restart it in order, as `reboot` does."""
+    def shut_down(self) -> None:
+        """End it in order, as `reboot` does; `boot` starts it again."""
         assert self._nspawn is not None
         self.run("systemctl", "reboot", "--no-block")
         self._nspawn.wait(BOOT_TIMEOUT)  # with --keep-unit it leaves the next boot to whoever started it
-        self.boot()
+        self._nspawn = None
 
     def cut_power(self) -> None:
-        """End it at once, and boot it again."""
+        """End it at once; `boot` starts it again."""
         self._kill()
-        self.boot()
 
     def end(self) -> None:
         """End all of it, and remove its files."""

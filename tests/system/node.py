@@ -27,7 +27,7 @@ SETTINGS = """\
 url = "{url}"
 
 [agent]
-shutdown_grace = 3
+shutdown_grace = 1
 
 [runtimes.iggy]
 driver = "systemd"
@@ -54,6 +54,30 @@ http = "http://127.0.0.1:{connectors}/health"
 ready_timeout = 4
 stable_for = 0.2
 """
+
+
+BOOT_ID = {
+    "boot-id.service": """\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'cat /proc/sys/kernel/random/boot_id >/run/boot-id'
+""",
+    "iggy-agent.service.d/boot-id.conf": """\
+[Unit]
+Requires=boot-id.service
+After=boot-id.service
+[Service]
+BindReadOnlyPaths=/run/boot-id:/proc/sys/kernel/random/boot_id
+""",
+}
+"""Shows the agent the boot id of the container; the /proc that its hardening mounts has the machine's."""
+QUICK = {
+    "iggy-agent.service.d/quick.conf": "[Service]\nRestartSec=100ms\n",
+    "iggy.service.d/quick.conf": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=500ms\n",
+    "iggy-connectors.service.d/quick.conf": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=500ms\n",
+}
+"""The tests start and end everything far more often than a node does, and do not wait for it."""
 
 
 class Outside(Rig):
@@ -107,6 +131,8 @@ class Node:
             system.write(f"usr/local/bin/{name}", program, mode=0o755)
             system.write(self._environment_file(runtime), _lines(self._environment(runtime)), mode=0o600)
         (system.root / "etc/iggy/connectors").mkdir()
+        for name, text in {**BOOT_ID, **QUICK}.items():
+            system.write(f"etc/systemd/system/{name}", text)
 
     def start(self) -> None:
         """Begin as a user would: users and folders, then `enable --now`."""
