@@ -160,7 +160,7 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
             detail = {"from": current or "none", "to": target or "none"}
             await work.record(Step(Call.SWITCH, detail=detail))
             await runtime.switch(target)
-        if decision.superseded or not work.made(Call.START, Call.STOP, Call.RESTART):
+        if decision.superseded or await _is_untouched(work):
             return await _not_applied(work, decision)
         await work.at_rest()
         outcome = await runtime.driver.restart(work.record)
@@ -235,6 +235,13 @@ def _config(work: Work) -> Config:
         msg = "a reconfigure is checked before it begins"
         raise RuntimeError(msg)
     return work.config
+
+
+async def _is_untouched(work: Work) -> bool:
+    """Say whether the run goes on as it did: making a container beside it does not touch it, as long as it is up."""
+    if work.made(Call.START, Call.STOP, Call.RESTART):
+        return False
+    return not work.made(Call.RECREATE) or (await work.runtime.driver.observe()).running
 
 
 def _restart_was_begun(work: Work) -> bool:

@@ -180,6 +180,7 @@ def _networks(source: Container) -> Iterator[tuple[str, Mapping[str, Any]]]:
             "Links": found.get("Links"),
             "Aliases": [alias for alias in found.get("Aliases") or [] if alias != source.short_id],
             "DriverOpts": found.get("DriverOpts"),
+            "GwPriority": found.get("GwPriority"),
         }
         wanted = {part: value for part, value in endpoint.items() if value}
         if key == "bridge" and mode in {"default", "bridge"} and not wanted:

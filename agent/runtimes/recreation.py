@@ -13,6 +13,7 @@ until the new one was seen ready. Which step comes next is read off three names 
 While two containers exist, one of them has no restart policy: else the Engine might run both, on one volume.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,8 @@ from agent.runtimes.recipe import Target, make_recipe
 log = structlog.get_logger(__name__)
 
 NEW, KEPT = ".iggy-agent-new", ".iggy-agent-kept"
+POLICY_TRIES, POLICY_PAUSE = 20, 0.1
+"""How often a restart policy is set before it is given up, and the seconds in between."""
 _UNFINISHED = ".iggy-agent-unfinished"
 """What a new one is called until it is connected to all its networks, so that one that is called new is whole."""
 
@@ -223,7 +226,7 @@ class Recreation:
             case Do.MAKE:
                 await self._make(step, target)
             case Do.UNBIND | Do.REBIND:
-                await self._engine.set_restart_policy(container.id, step.policy or NO_POLICY)
+                await self._set_policy(container, step.policy or NO_POLICY)
             case Do.KEEP:
                 await self._engine.rename(container.id, self._name + KEPT)
             case Do.PUT_ASIDE:
@@ -235,6 +238,19 @@ class Recreation:
             case Do.STOP:
                 msg = "a stop is the driver's own"
                 raise AssertionError(msg)
+
+    async def _set_policy(self, container: Container, policy: Mapping[str, Any]) -> None:
+        """Set a restart policy; the Engine refuses that in the moment in which a container ends, as in a crash loop."""
+        for _ in range(POLICY_TRIES - 1):
+            try:
+                await self._engine.set_restart_policy(container.id, policy)
+            except RefusedError as error:
+                if error.status < 500:
+                    raise
+                await asyncio.sleep(POLICY_PAUSE)
+            else:
+                return
+        await self._engine.set_restart_policy(container.id, policy)
 
     async def _make(self, step: Step, target: Target) -> None:
         source = step.container

@@ -11,6 +11,7 @@ from agent.protocol import RuntimeName
 from agent.redaction import Redactor
 from agent.runtimes.docker import DockerDriver
 from agent.runtimes.driver import read_boot_id
+from agent.runtimes.probe import ProbePlan
 from agent.runtimes.runtime import Runtime, Timeouts
 from tests.activities.conftest import Bench, make_config, until
 from tests.runtimes.engine_rig import RealEngine, a_name, running_engine
@@ -52,7 +53,7 @@ class Node:
             RuntimeName.IGGY,
             driver=driver,
             releases=self.bench.releases,
-            plan=None,
+            plan=ProbePlan(stable_for=0.5, ready_timeout=3),
             timeouts=Timeouts(start=2, stop=5, action=30),
             redactor=Redactor(),
         )
@@ -96,6 +97,35 @@ async def test_a_config_that_ends_it_is_rolled_back_to_the_original_container(no
     await until(lambda: only(node, node.name), what="nothing is left beside it")
     found = node.engine.inspect(node.name)
     assert (found["Id"], found["State"]["Running"], found["HostConfig"]["RestartPolicy"]) == (node.id, True, POLICY)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_container_that_cannot_be_made_again_goes_on_or_is_brought_up_again(
+    node: Node, bench: Bench, dies: bool
+) -> None:
+    await bench.run()
+    await bench.finished(await bench.dispatch("start"))
+    before = node.engine.inspect(node.name)["State"]["StartedAt"]
+    taken = node.engine.create(f"{node.name}.iggy-agent-new")
+    node.engine.api.start(taken)
+    if dies:
+        journal, record = bench.journal, bench.journal.record
+
+        async def record_and_end_it(activity_id: int, step: str, **facts: Any) -> None:
+            await record(activity_id, step, **facts)
+            if step == "recreate" and not facts.get("decisive"):
+                journal.record = record  # type: ignore[method-assign]
+                await asyncio.to_thread(node.engine.api.stop, node.name, timeout=1)
+
+        journal.record = record_and_end_it  # type: ignore[method-assign,assignment]
+    row = await bench.finished(await node.reconfigured(make_config(7, IGGY_PATH="applied")))
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["outcome"]) == (
+        ("rolled_back", "rolled_back") if dies else ("busy", "not_applied")
+    )
+    found = node.engine.inspect(node.name)
+    assert (found["Id"], found["State"]["Running"], found["HostConfig"]["RestartPolicy"]) == (node.id, True, POLICY)
+    assert (found["State"]["StartedAt"] == before) is not dies
 
 
 async def test_a_config_for_a_stopped_container_waits_for_its_next_start(node: Node, bench: Bench) -> None:

@@ -373,3 +373,18 @@ async def test_a_container_that_cannot_be_recreated_is_left_as_it_was(
     assert steps.words() == ["recreate"]
     assert (await driver.observe()).running
     assert node.policy() == POLICY
+
+
+async def test_a_container_in_a_crash_loop_is_recreated(node: Node, driver: DockerDriver) -> None:
+    node.engine.clear(node.name)
+    program = "echo run >> /births/log; [ $IGGY_HTTP_ADDRESS = applied ] && exec sleep 100"
+    crashing = ("/bin/sh", "-c", program)
+    binds = [f"{node.births_folder}:/births"]
+    node.engine.create(node.name, crashing, HostConfig={"RestartPolicy": {"Name": "always"}, "Binds": binds})
+    await driver.start(Steps())
+    await eventually(lambda: len(node.births()) >= 2)
+    release = await node.apply()
+    await driver.restart(Steps())
+    up = await settled_as(driver, "running")
+    assert up.config_sha256 == release.sha256
+    assert node.policy()["Name"] == "always"
