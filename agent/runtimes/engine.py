@@ -210,7 +210,8 @@ class Engine:
         try:
             await self._call(lambda client: client.remove_container(container, v=False, force=False), self._slow)
         except RefusedError as error:
-            if error.status != 404:
+            under_way = error.status == 409 and "already in progress" in str(error)
+            if error.status != 404 and not under_way:
                 raise
 
     # --- reaching it ---------------------------------------------------------------------------------------------
