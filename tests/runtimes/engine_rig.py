@@ -167,7 +167,15 @@ def running_engine() -> Iterator[RealEngine]:
             engine.api.remove_container(container["Id"], force=True, v=True)
     finally:
         engine.stop()
+        unmount_below(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def unmount_below(folder: Path) -> None:
+    """Take away what dockerd leaves mounted: the namespace of the host's network, and more after a kill."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in reversed([mount for mount in mounts if Path(mount).is_relative_to(folder)]):
+        subprocess.run(["umount", "--lazy", mount], check=False)
 
 
 def a_name() -> str:
