@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real check format lock docs clean install uninstall wheelhouse
+.PHONY: help setup demo test test-real bench check format lock docs clean install uninstall wheelhouse
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP) ## Run the tests, with branch coverage of agent/
 
 test-real: $(STAMP) ## Run against real binaries: IGGY_SERVER=PATH IGGY_CONNECTORS=PATH, else from PATH
 	$(BIN)/python -m pytest -m real --run-real $(PYTEST_ARGS)
+
+bench: $(STAMP) ## Measure the budgets; each script says what it cannot have here
+	$(BIN)/python -m tests.bench.restart_systemd
 
 check: $(STAMP) ## Lint, format, types, layers, docs drift
 	$(BIN)/ruff check .

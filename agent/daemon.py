@@ -52,6 +52,8 @@ PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
 """Seconds after which the journal's thread is taken to be stuck: a disk that hangs, not one that is slow."""
+LOOK_AFTER = 0.25
+"""Seconds between a change of a runtime and the look at what it has come to."""
 FLUSH_TIMEOUT = 2.0
 """Seconds that the last reports get when the agent ends; what is not sent then is sent after the next start."""
 
@@ -311,6 +313,8 @@ class Daemon:
         while True:
             await runtime.driver.wait_for_change()
             heartbeat.beat()
+            # A restart is a burst of changes, and to look at each would only hold up whoever makes them.
+            await asyncio.sleep(LOOK_AFTER)
             try:
                 if (await runtime.driver.observe()).running:
                     owned.seen_running(runtime.name)

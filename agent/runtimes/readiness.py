@@ -134,6 +134,8 @@ class Wait:
         if not await self._is_ready(seen):
             return None
         first = self._last
+        if self._probe is None and self._stable_for <= 0:  # then nothing has passed since it was looked at
+            return self._readiness(seen)
         stable_until = time.monotonic() + self._stable_for
         while True:
             async with self._change() as change:
@@ -148,7 +150,10 @@ class Wait:
                 await asyncio.wait({change}, timeout=left)
         if self._stable_for > 0 and not await self._is_ready(seen):
             return None
-        return Readiness(now, self._last.as_evidence(), round(time.monotonic() - self._began, 3))
+        return self._readiness(now)
+
+    def _readiness(self, seen: Observation) -> Readiness:
+        return Readiness(seen, self._last.as_evidence(), round(time.monotonic() - self._began, 3))
 
     async def _is_ready(self, seen: Observation) -> bool:
         """Make one attempt; it is given up when that run ends meanwhile."""

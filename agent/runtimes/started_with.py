@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from agent.errors import Rejection
+from agent.protocol import RuntimeState
 from agent.runtimes.driver import Incarnation
 from agent.runtimes.releases import Releases
 from agent.runtimes.units import Unit
@@ -35,18 +36,10 @@ class StartedWith:
         self._sha256: str | None = None
         self._before: tuple[float | None, Incarnation | None] | None = None
 
-    def switched_at(self) -> float | None:
-        """Return when `current` was switched last; what `seen_before_call` wants to be told, from before the look."""
-        return self._releases.switched_at()
-
-    def seen_before_call(self, run: Incarnation | None, switched_at: float | None) -> None:
-        """Remember which run a look found before a call; does not block.
-
-        Args:
-            run: What was seen; None when there is no last run.
-            switched_at: When `current` had been switched, read before that look.
-        """
-        self._before = switched_at, run
+    def seen_before_call(self, unit: Unit) -> str | None:
+        """Remember what is there before a call, while nothing is switched; returns what `find_out` does."""
+        self._before = self._releases.switched_at(), unit.incarnation
+        return self.find_out(unit) if unit.state is RuntimeState.RUNNING else None
 
     def is_read_by(self, unit: Unit) -> bool:
         """Tell whether the unit reads the current release at all."""

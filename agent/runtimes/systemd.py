@@ -217,10 +217,9 @@ class SystemdDriver:
     async def _read_before(self, call: Call) -> tuple[Unit, Observation]:
         """Read A."""
         await self._unit.bus.wait_until_up(PATIENCE)
-        switched_at = await self._worker.run(self._started_with.switched_at)
         unit = await self._read(call)
-        self._started_with.seen_before_call(unit.incarnation, switched_at)
-        return unit, await self._observation(unit)
+        # Nothing is switched meanwhile: whoever makes a call also switches, one after the other.
+        return unit, unit.observation(await self._worker.run(self._started_with.seen_before_call, unit))
 
     async def _read_after(self, call: Call) -> Unit:
         """Read what a call came to, also when systemd or the bus begins anew just then."""

@@ -72,21 +72,18 @@ def test_a_run_that_was_known_before_the_switch_stays_known_after_it(node: Node)
 
 def test_a_run_that_was_not_there_when_the_release_was_current_already_has_it(node: Node) -> None:
     sha256 = node.switch(1)
-    at_the_switch = node.started_with.switched_at()
-    old, new = node.unit(run=1, ended=-60, began=-30), node.unit(run=2, ended=0.01, began=0.02)
+    old, new = node.unit(run=1, began=-30, ActiveState="active"), node.unit(run=2, ended=0.01, began=0.02)
     assert node.started_with.find_out(new) is None, "the times alone cannot tell"
-    node.started_with.seen_before_call(old.incarnation, at_the_switch)
+    assert node.started_with.seen_before_call(old) is None
     assert node.started_with.find_out(old) is None
     assert node.started_with.find_out(new) == sha256
 
 
 def test_what_was_seen_before_the_switch_tells_nothing_of_the_runs_after_it(node: Node) -> None:
     node.switch(1)
-    first = node.started_with.switched_at()
-    node.started_with.seen_before_call(None, first)
-    while (
-        node.started_with.switched_at() == first
-    ):  # the clock that files are stamped with ticks every few milliseconds
+    first = node.releases.switched_at()
+    node.started_with.seen_before_call(node.unit(run=1, ended=-60, began=-30, ActiveState="active"))
+    while node.releases.switched_at() == first:  # the clock that files are stamped with ticks some milliseconds apart
         node.switch(2)
     assert node.started_with.find_out(node.unit(run=2, ended=0.01, began=0.02)) is None
 

@@ -136,7 +136,11 @@ class Node:
 
     def start(self) -> None:
         """Begin as a user would: users and folders, then `enable --now`."""
-        for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"], ["systemctl", "daemon-reload"]):
+        for command in (
+            ["systemd-sysusers", "iggy-agent.conf"],
+            ["systemd-tmpfiles", "--create", "iggy-agent.conf"],
+            ["systemctl", "daemon-reload"],
+        ):
             self.system.run(*command)
         try:
             self.system.run("systemctl", "enable", "--quiet", "--now", "iggy-agent")

@@ -1,0 +1,1 @@
+"""Measures what the project promises of itself, beside what the same costs without it: `make bench`."""
