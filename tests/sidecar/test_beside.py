@@ -1,10 +1,16 @@
 """The agent in a container beside the runtimes, which it manages through a filter before the Engine's socket."""
 
+import asyncio
 import os
 import re
-from contextlib import AsyncExitStack
+import shutil
+import subprocess
+from contextlib import AsyncExitStack, closing
+
+import pytest
 
 from agent.protocol import ActivityStatus, ReasonCode, RuntimeName
+from tests.e2e.ports import Ports
 from tests.runtimes.engine_rig import RealEngine
 from tests.sidecar.images import ROOT
 from tests.sidecar.node import Sidecar, sidecar_on
@@ -101,6 +107,33 @@ def test_the_sample_filter_lets_through_what_is_documented_and_not_more() -> Non
     assert passes("GET", "/v1.41/images/registry.example.com:5000/apache/iggy:0.8.0/json")
     for method, path in OUTSIDE:
         assert not passes(method, f"/v1.41{path}"), (method, path)
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None and not os.environ.get("CI"), reason="needs haproxy")
+async def test_the_sample_filter_suffices_for_a_reconfigure(engine: RealEngine) -> None:
+    async with sidecar_on(engine) as sidecar:
+        with closing(Ports()) as ports:
+            port = ports.take()
+            sample = (ROOT / "config" / "socket-proxy.cfg").read_text()
+            sample = sample.replace("bind :2375", f"bind 127.0.0.1:{port}")
+            file = sidecar.folder / "haproxy.cfg"
+            file.write_text(sample.replace("/var/run/docker.sock", engine.address.removeprefix("unix://")))
+            with (sidecar.folder / "haproxy.log").open("wb") as log:
+                proxy = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=log, stderr=log)  # noqa: ASYNC220 - short
+            try:
+                sidecar.create_runtime(IGGY)
+                settings = {key: value for key, value in sidecar.docker_settings().items() if "CONNECTORS" not in key}
+                sidecar.create_agent(settings | {"DOCKER_HOST": f"tcp://127.0.0.1:{port}"})
+                engine.api.start(sidecar.agent)
+                await sidecar.until_enrolled()
+                await sidecar.completed(IGGY, "start")
+                config = await sidecar.outside.api.create_config(IGGY, "bigger", values={SIZE: "4 MB"})
+                await sidecar.completed(IGGY, f"reconfigure:{config}")
+                assert (await sidecar.completed(IGGY, "stop")).evidence["exit_code"] == 0
+                assert sidecar.births() == [2, 0]
+            finally:
+                proxy.kill()
+                await asyncio.to_thread(proxy.wait)
 
 
 async def test_an_agent_that_is_degraded_is_alive_and_ends_when_its_container_is_stopped(engine: RealEngine) -> None:
