@@ -100,6 +100,10 @@ async def test_a_journal_that_cannot_be_written_does_not_keep_it_up(bench: Bench
 
     await until(waits, what="the restart waits for readiness")
 
+    assert bench.task is not None
+    bench.task.cancel()
+    await asyncio.wait({bench.task})
+
     async def fail(*_args: object, **_options: object) -> None:
         msg = "cannot use the journal: disk full"
         raise JournalError(msg)
