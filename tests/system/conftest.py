@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import pytest_asyncio
 
 from tests.e2e.node_settings import Options
-from tests.e2e.programs import standin_programs
+from tests.e2e.programs import Programs, ProgramsMissingError, real_programs, standin_programs
 from tests.system.booted import Booted, missing, system_python
 from tests.system.node import Node, Outside, wheelhouse_is_there
 
@@ -38,9 +39,9 @@ def python() -> str:
     pytest.skip(message)
 
 
-@pytest.fixture(scope="session")
-def system(python: str) -> Iterator[Booted]:
-    """The files of a node, mounted; the node of all tests boots it."""
+@contextmanager
+def mounted() -> Iterator[Booted]:
+    """The files of a node, mounted; not booted yet."""
     system = Booted()
     try:
         system.mount()
@@ -49,15 +50,54 @@ def system(python: str) -> Iterator[Booted]:
         system.end()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def node(system: Booted, python: str) -> AsyncIterator[Node]:
-    """The node, installed, booted, enrolled and up."""
+@asynccontextmanager
+async def up(system: Booted, python: str, programs: Programs) -> AsyncIterator[Node]:
+    """A node, installed, booted, enrolled and up."""
     # Rare heartbeats: what is seen sooner was pushed.
-    async with Outside(standin_programs(), Options(heartbeat_interval=30)) as supervisor:
+    async with Outside(programs, Options(heartbeat_interval=30)) as supervisor:
         node = Node(system, supervisor)
         node.install(python)
         node.write(python)
         system.boot()
         node.start()
         await node.until_up()
+        yield node
+
+
+@pytest.fixture(scope="session")
+def system(python: str) -> Iterator[Booted]:
+    """The files of the node of all tests, which boots them."""
+    with mounted() as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def node(system: Booted, python: str) -> AsyncIterator[Node]:
+    """The node of all tests but those of the real programs."""
+    async with up(system, python, standin_programs()) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def real(request: pytest.FixtureRequest) -> Programs:
+    """The real programs; without `--run-real` their tests are skipped, without the programs they fail."""
+    if not request.config.getoption("--run-real"):
+        pytest.skip("runs real binaries: pytest --run-real -m real")
+    try:
+        return real_programs()
+    except ProgramsMissingError as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture(scope="session")
+def real_system(real: Programs, python: str) -> Iterator[Booted]:
+    """The files of the node with the real programs."""
+    with mounted() as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def real_node(real_system: Booted, real: Programs, python: str) -> AsyncIterator[Node]:
+    """A node with the real programs under the shipped units."""
+    async with up(real_system, python, real) as node:
         yield node

@@ -10,7 +10,7 @@ from typing import Any
 from agent.errors import AgentError
 from agent.local.client import ask
 from agent.protocol import RuntimeName
-from tests.e2e.births import Birth, read_births
+from tests.e2e.births import PROGRAM, Birth, read_births
 from tests.e2e.node_settings import PASSWORD, USERNAME
 from tests.e2e.public_api import PublicApi
 from tests.e2e.rig import Rig
@@ -116,23 +116,37 @@ class Node:
         self.system.outside("make", "-C", str(ROOT), "install", destination, f"PYTHON={python}", wheels, *more)
 
     def write(self, python: str) -> None:
-        """Write the settings of the node, and the stand-ins as its two programs."""
+        """Write the settings of the node, and its two programs."""
         ports, system = self.supervisor.node.ports, self.system
         settings = SETTINGS.format(
             url=self.supervisor.supervisor_url, iggy=ports.iggy_http, connectors=ports.connectors_http
         )
         system.write("etc/iggy-agent/agent.toml", settings, mode=0o640)
         system.write("etc/credstore/enrollment_token", self.supervisor.token, mode=0o600)
-        shutil.copytree(
-            ROOT / "tests/standins", system.root / STANDINS[1:], ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for runtime, name in ((RuntimeName.IGGY, "iggy-server"), (RuntimeName.CONNECTORS, "iggy-connectors")):
-            program = f'#!/bin/sh\nexec {python} -I -S {STANDINS} {name} "$@"\n'
-            system.write(f"usr/local/bin/{name}", program, mode=0o755)
+        programs = self.supervisor.programs
+        if programs.real:
+            self._copy_programs(Path(programs.server[-1]), Path(programs.connectors[-1]))
+        else:
+            self._write_standins(python)
+        for runtime in RuntimeName:
             system.write(self._environment_file(runtime), _lines(self._environment(runtime)), mode=0o600)
         (system.root / "etc/iggy/connectors").mkdir()
         for name, text in {**BOOT_ID, **QUICK}.items():
             system.write(f"etc/systemd/system/{name}", text)
+
+    def _write_standins(self, python: str) -> None:
+        shutil.copytree(
+            ROOT / "tests/standins", self.system.root / STANDINS[1:], ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for name in PROGRAM.values():
+            program = f'#!/bin/sh\nexec {python} -I -S {STANDINS} {name} "$@"\n'
+            self.system.write(f"usr/local/bin/{name}", program, mode=0o755)
+
+    def _copy_programs(self, server: Path, connectors: Path) -> None:
+        """Copy the real programs, and the plugins that lie beside the connectors runtime."""
+        for file in (server, connectors, *connectors.parent.glob("libiggy_connector_*.so")):
+            name = {server: "iggy-server", connectors: "iggy-connectors"}.get(file, file.name)
+            shutil.copy(file, self.system.root / "usr/local/bin" / name)
 
     def start(self) -> None:
         """Begin as a user would: users and folders, then `enable --now`."""

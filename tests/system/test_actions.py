@@ -26,6 +26,7 @@ async def test_all_four_actions(node: Node, runtime: RuntimeName) -> None:
     config = await node.api.create_config(runtime, "all-four", {name: ODD})
     activity = await node.api.run(runtime, f"reconfigure:{config}")
     assert activity.status == "completed", f"{activity.code} {activity.message} {activity.evidence}"
+    assert activity.evidence["running"]["config_sha256"] == activity.evidence["attempted"]["sha256"]
     runs.append(node.invocation(UNIT[runtime]))
     assert runs[0] == runs[1], "a runtime that ran already was started"
     assert runs[2] == runs[3] == runs[4], "systemd forgot the run of a stopped unit"
