@@ -76,9 +76,17 @@ class Project:
 
     def container(self, service: str) -> Mapping[str, Any]:
         """Return the container of a service, as the Engine lists it."""
+        (found,) = self.containers(service)
+        return found
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """List the containers of a service: for a moment a reconfigure has two."""
         label = f"com.docker.compose.service={service}"
-        (found,) = self.engine.api.containers(all=True, filters={"label": label})
-        return dict(found)
+        return [dict(found) for found in self.engine.api.containers(all=True, filters={"label": label})]
+
+    def environment(self, service: str) -> list[str]:
+        """Return the environment of a service's container."""
+        return list(self.engine.inspect(self.container(service)["Id"])["Config"]["Env"])
 
     def births(self, runtime: RuntimeName) -> int:
         """Count the runs in the container in use, by the program's own record."""
@@ -109,6 +117,10 @@ async def project_up(engine: RealEngine, folder: Path) -> AsyncIterator[tuple[Pr
             raise
         finally:
             await project.compose("down", "--volumes", "--timeout", "3", check=False)
+
+
+def alone(project: Project, service: str) -> bool:
+    return len(project.containers(service)) == 1
 
 
 async def enrolled(api: PublicApi) -> bool:
@@ -146,6 +158,8 @@ async def test_the_compose_file_is_a_node_whose_runtimes_are_managed_through_the
             CONNECTORS, "files", files={"connectors/none.txt": "", "config.toml": '[state]\npath = "/tmp/state"\n'}
         )
         await completed(api, CONNECTORS, f"reconfigure:{config}")
+        for runtime in RuntimeName:
+            await until(partial(alone, project, runtime), f"{runtime} has one container again")
         recreated = {runtime: project.container(runtime)["Id"] for runtime in RuntimeName}
 
         said = await project.compose("up", "--detach")
@@ -153,6 +167,12 @@ async def test_the_compose_file_is_a_node_whose_runtimes_are_managed_through_the
         assert "iggy-connectors is up-to-date" in said
         assert {runtime: project.container(runtime)["Id"] for runtime in RuntimeName} == recreated
         assert "iggy" in await project.compose("ps")
+
+        await project.compose("up", "--detach", "--no-deps", "--force-recreate", "iggy")
+        assert f"{SIZE}=4 MB" not in project.environment(IGGY)
+        await completed(api, IGGY, "restart")
+        await until(partial(alone, project, IGGY), "iggy has one container again")
+        assert f"{SIZE}=4 MB" in project.environment(IGGY)
 
         for runtime in RuntimeName:
             assert (await completed(api, runtime, "stop")).changed
