@@ -34,7 +34,7 @@ test-real: $(STAMP) ## Run against real binaries: IGGY_SERVER=PATH IGGY_CONNECTO
 	$(BIN)/python -m pytest -m real --run-real $(PYTEST_ARGS)
 
 bench: $(STAMP) ## Measure the budgets; each script says what it cannot have here
-	$(BIN)/python -m tests.bench.restart_systemd
+	@code=0; for what in restart_systemd restart_docker; do $(BIN)/python -m tests.bench.$$what || code=$$?; done; exit $$code
 
 check: $(STAMP) ## Lint, format, types, layers, docs drift
 	$(BIN)/ruff check .
