@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.protocol import ActivityStatus, RuntimeName
 from tests.e2e.waiting import until
 from tests.system.booted import CommandError
+from tests.system.middle import ACTIONS, Begun, had_one_effect, release
 from tests.system.node import ROOT, WHEELHOUSE, Node
 
-IGGY = RuntimeName.IGGY
 SOURCE = "/usr/local/src/iggy-agent"
 WHEELS = f"{SOURCE}/wheels"
 
@@ -37,10 +36,16 @@ def build(version: str, folder: Path, *, damage: str = "") -> Path:
     return next(folder.glob(f"*-{version}-*.whl"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="iggy-upgrade-") as name:
         yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def wheels(folder: Path) -> dict[str, Path]:
+    """Two versions, to go from one to the other."""
+    return {version: build(version, folder) for version in ("0.1.0", "0.1.1")}
 
 
 def bring_in(node: Node, wheel: Path) -> str:
@@ -54,9 +59,22 @@ def bring_in(node: Node, wheel: Path) -> str:
     return f"{SOURCE}/{wheel.name}"
 
 
+def builder(node: Node, python: str) -> str:
+    """Make an interpreter with pip, which the script else makes each time."""
+    if not (node.system.root / "opt/builder").exists():
+        node.system.run(python, "-m", "venv", "/opt/builder")
+    return "/opt/builder/bin/python"
+
+
 def install(node: Node, python: str, wheel: str) -> None:
     node.system.run(
-        "env", f"WHEEL={wheel}", f"WHEELHOUSE={WHEELS}", f"PYTHON={python}", f"{SOURCE}/systemd/install", "install"
+        "env",
+        f"BUILD_PYTHON={builder(node, python)}",
+        f"WHEEL={wheel}",
+        f"WHEELHOUSE={WHEELS}",
+        f"PYTHON={python}",
+        f"{SOURCE}/systemd/install",
+        "install",
     )
 
 
@@ -64,28 +82,43 @@ def versions(node: Node) -> list[str]:
     return [name.split("-")[0] for name in node.system.run("ls", "/opt/iggy-agent").stdout.split() if name != "current"]
 
 
-async def test_an_upgrade_in_the_middle_of_a_restart_restarts_once(node: Node, python: str, folder: Path) -> None:
-    wheel = bring_in(node, build("0.1.1", folder))
-    await node.api.run(IGGY, "start")
-    node.switch_faults(IGGY, "slow_start:2")
-    before = len(node.births(IGGY))
-    installing = asyncio.create_task(asyncio.to_thread(install, node, python, wheel))
-    made = node.system.root / "opt/iggy-agent"
-    await until(
-        lambda: installing.done() or any(made.glob("0.1.1-*/.complete")),
-        "the new environment is made",
-        within=90,
-        every=0.02,
-    )
-    activity = await node.api.dispatch(IGGY, "restart")
-    await installing
-    finished = await node.api.finished(activity.id, within=60)
-    node.switch_faults(IGGY)
-    status = await node.until_up()
-    assert status["agent"]["version"] == "0.1.1"
-    assert len(node.births(IGGY)) - before == 1
-    assert finished.status is ActivityStatus.COMPLETED, f"{finished.code} {finished.message}"
-    assert versions(node) == ["0.1.1"], "the old environment is given up once the new one has started"
+def keep_environments(node: Node) -> None:
+    """Bring back the environments that were made before, which the script gave up: it makes none twice."""
+    keep = "mkdir -p /opt/made; cp -an /opt/iggy-agent/*-* /opt/made; cp -an /opt/made/* /opt/iggy-agent"
+    node.system.run("sh", "-c", keep)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+async def test_an_upgrade_in_the_middle_of_an_action_lets_it_have_its_effect_once(
+    node: Node, python: str, wheels: dict[str, Path], action: str
+) -> None:
+    running = (await node.until_up())["agent"]["version"]
+    version = "0.1.1" if running == "0.1.0" else "0.1.0"
+    wheel = bring_in(node, wheels[version])
+    keep_environments(node)
+    rule = node.system.root / "etc/polkit-1/rules.d/60-iggy-agent.rules"
+    upgrade: asyncio.Task[None]
+
+    async def almost_there() -> None:
+        """The rule is written, and next the agent is restarted."""
+        nonlocal upgrade
+        before = rule.stat().st_mtime_ns
+        upgrade = asyncio.create_task(asyncio.to_thread(install, node, python, wheel))
+        await until(
+            lambda: upgrade.done() or rule.stat().st_mtime_ns != before, "the rule is written", within=90, every=0.005
+        )
+
+    async def upgraded(_node: Node, _begun: Begun) -> None:
+        await upgrade
+
+    try:
+        finished = await had_one_effect(node, action, upgraded, before_it=almost_there)
+    finally:
+        release(node)
+    if action != "stop":  # a stop may be over within the old agent's grace
+        assert all(one.recovered for one in finished.values())
+    assert (await node.until_up())["agent"]["version"] == version
+    assert versions(node) == [version], "the old environment is given up once the new one has started"
 
 
 async def test_an_upgrade_that_does_not_come_up_is_taken_back(node: Node, python: str, folder: Path) -> None:
