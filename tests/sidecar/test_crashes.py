@@ -107,7 +107,8 @@ async def judge(node: Node, activity: Activity, *, starts: int, before: int, vol
     assert sidecar.births()[0] - before == starts, "it was not started as often as the action says"
     assert sidecar.volume(IGGY) == volume
 
-    def alone() -> bool:
+    async def alone() -> bool:
+        await node.keep_agent()  # it may have been killed while it tidied up
         return sidecar.engine.names(sidecar.prefix) == {sidecar.runtime(IGGY)}
 
     await until(alone, "the container in use is the only one")
