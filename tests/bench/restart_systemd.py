@@ -124,12 +124,17 @@ async def by_agent(node: Node, session: aiohttp.ClientSession, times: int) -> li
 
 
 def memory(node: Node) -> str:
-    """Say what the agent weighs after all that."""
-    pid = node.agent("MainPID")["MainPID"]
-    status = node.system.run("cat", f"/proc/{pid}/status").stdout
-    figures = dict(line.split(":", 1) for line in status.splitlines())
-    rss, threads = int(figures["VmRSS"].split()[0]), figures["Threads"].strip()
-    return f"the agent: RSS {rss / 1000:.1f} MB, {threads} threads"
+    """Say what the agent weighs after all that, and what its imports alone do."""
+    status = node.system.run("cat", f"/proc/{node.agent('MainPID')['MainPID']}/status").stdout
+    imports = "import agent.cli.run, agent.daemon, agent.runtimes.systemd; print(open('/proc/self/status').read())"
+    alone = node.system.run("/opt/iggy-agent/current/bin/python", "-I", "-c", imports).stdout
+    return f"the agent: RSS {_resident(status):.1f} MB; its imports alone: {_resident(alone):.1f} MB"
+
+
+def _resident(status: str) -> float:
+    """Read the resident size from proc_pid_status(5), in MB; the kernel counts in units of 1024 bytes."""
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
