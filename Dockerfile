@@ -16,7 +16,7 @@ COPY requirements.lock requirements-build.lock build/wheelhous[e]/*.whl wheels/
 RUN python3 -m venv --without-pip /opt/iggy-agent \
  && python3 -m pip --python /opt/iggy-agent/bin/python3 install --require-hashes --only-binary :all: -r wheels/requirements.lock
 RUN python3 -m venv --without-pip tools \
- && python3 -m pip --python tools/bin/python3 install --require-hashes --only-binary :all: -r wheels/requirements-build.lock
+ && python3 -m pip --python tools/bin/python3 install --no-compile --require-hashes --only-binary :all: -r wheels/requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY agent agent
 COPY supervisor supervisor

@@ -65,6 +65,7 @@ async def bring_up(engine: RealEngine, sidecar: Sidecar) -> None:
             "AGENT_RUNTIMES__IGGY__CONTAINER": container,
             "AGENT_AGENT__LOG_LEVEL": "info",
         },
+        checked_every=30,
         Binds=[f"{socket}:/var/run/docker.sock"],
         GroupAdd=[str(group), "0"],
     )

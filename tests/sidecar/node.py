@@ -70,8 +70,10 @@ class Sidecar:
         }
         self._create(self.runtime(runtime), body)
 
-    def create_agent(self, settings: Mapping[str, str], *, image: str = images.AGENT, **host: Any) -> None:
-        """Make the agent's container."""
+    def create_agent(
+        self, settings: Mapping[str, str], *, image: str = images.AGENT, checked_every: int = 1, **host: Any
+    ) -> None:
+        """Make the agent's container; its health is checked every so many seconds, the image says 30."""
         common = {
             "CREDENTIALS_DIRECTORY": "/run/iggy-setup/credentials",
             "AGENT_SUPERVISOR__URL": self.outside.supervisor_url,
@@ -82,7 +84,7 @@ class Sidecar:
         body = {
             "Image": image,
             "Env": [f"{name}={value}" for name, value in (common | dict(settings)).items()],
-            "Healthcheck": {"Interval": 1_000_000_000},
+            "Healthcheck": {"Interval": checked_every * 1_000_000_000},
             "HostConfig": {
                 "NetworkMode": "host",
                 "RestartPolicy": UNLESS_STOPPED,
