@@ -61,7 +61,7 @@ BOOT_ID = {
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'cat /proc/sys/kernel/random/boot_id >/run/boot-id'
+ExecStart=/bin/sh -c 'test -e /run/boot-id || cat /proc/sys/kernel/random/uuid >/run/boot-id'
 """,
     "iggy-agent.service.d/boot-id.conf": """\
 [Unit]
@@ -71,7 +71,7 @@ After=boot-id.service
 BindReadOnlyPaths=/run/boot-id:/proc/sys/kernel/random/boot_id
 """,
 }
-"""Shows the agent the boot id of the container; the /proc that its hardening mounts has the machine's."""
+"""Gives the agent a boot id of the container's, as docs/recovery.md tells: the kernel's is that of the machine."""
 QUICK = {
     "iggy-agent.service.d/quick.conf": "[Service]\nRestartSec=100ms\n",
     "iggy.service.d/quick.conf": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=500ms\n",
