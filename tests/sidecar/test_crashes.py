@@ -1,6 +1,7 @@
 """kill -9 of the agent between the calls to the Engine, over the whole path: one effect, one report, nothing lost.
 
-`make test` kills at a few points; `CRASHES=all` in each action before and after each call, and after each step journaled.
+`make test` kills at a few points; `CRASHES=all` in each action before and after each call, and after each step that is
+journaled.
 """
 
 import itertools
