@@ -27,7 +27,7 @@ SETTINGS = """\
 url = "{url}"
 
 [agent]
-shutdown_grace = 1
+shutdown_grace = 0.3
 
 [runtimes.iggy]
 driver = "systemd"

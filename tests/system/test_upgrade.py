@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,11 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def wheels(folder: Path) -> dict[str, Path]:
-    """Two versions, to go from one to the other."""
-    return {version: build(version, folder) for version in ("0.1.0", "0.1.1")}
+    """Build two versions, to go from one to the other, and one that does not come up."""
+    damage = {"0.1.0": "", "0.1.1": "", "0.1.2": "raise SystemExit(78)\n"}
+    with ThreadPoolExecutor() as executor:
+        built = {version: executor.submit(build, version, folder, damage=daemon) for version, daemon in damage.items()}
+        return {version: wheel.result() for version, wheel in built.items()}
 
 
 def bring_in(node: Node, wheel: Path) -> str:
@@ -121,9 +125,9 @@ async def test_an_upgrade_in_the_middle_of_an_action_lets_it_have_its_effect_onc
     assert versions(node) == [version], "the old environment is given up once the new one has started"
 
 
-async def test_an_upgrade_that_does_not_come_up_is_taken_back(node: Node, python: str, folder: Path) -> None:
+async def test_an_upgrade_that_does_not_come_up_is_taken_back(node: Node, python: str, wheels: dict[str, Path]) -> None:
     before = (await node.until_up())["agent"]["version"]
-    wheel = bring_in(node, build("0.1.2", folder, damage="raise SystemExit(78)\n"))
+    wheel = bring_in(node, wheels["0.1.2"])
     with pytest.raises(CommandError, match=r"cannot start 0\.1\.2"):
         install(node, python, wheel)
     assert (await node.until_up())["agent"]["version"] == before
