@@ -152,6 +152,37 @@ async def test_signals_that_are_asked_for_later_are_asked_for_at_each_connection
         await connection.close()
 
 
+async def test_a_bus_that_would_not_send_more_signals_is_connected_to_anew(
+    systemd: FakeSystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    asked = buses._match
+
+    async def refused(*_: object) -> None:
+        monkeypatch.setattr(buses, "_match", asked)
+        cause = "no answer"
+        raise AwayError(cause)
+
+    async with connected(systemd.address) as connection:
+        connection.listen(lambda _path, member, _body: heard.append(member), lambda: None)
+        monkeypatch.setattr(buses, "_match", refused)
+        await connection.watch(signal_rule(member="UnitNew"))
+        await eventually(lambda: connection.session == 2)
+        systemd.signal("UnitNew", "so", "a.service", "/a")
+        await eventually(lambda: heard == ["UnitNew"])
+
+
+async def test_a_connection_ends_when_all_who_opened_it_have_closed_it(systemd: FakeSystemd) -> None:
+    bus = SystemdBus(systemd.address)
+    await bus.open()
+    await bus.open()
+    await bus.close()
+    await bus.call("Subscribe")
+    await bus.close()
+    with pytest.raises(AwayError):
+        await bus.call("Subscribe")
+
+
 def test_results_of_jobs_are_bounded() -> None:
     jobs = Jobs()
     for number in range(KEPT + 1):

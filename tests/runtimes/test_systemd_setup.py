@@ -12,13 +12,16 @@ from agent.errors import Rejection
 from agent.protocol import DriverKind, ReasonCode, RuntimeName
 from agent.redaction import Redactor
 from agent.runtimes import journald
+from agent.runtimes.bus import SystemdBus
 from agent.runtimes.driver import Incarnation
+from agent.runtimes.live_unit import LiveUnit
 from agent.runtimes.releases import Releases
 from agent.runtimes.systemd import SystemdDriver
 from agent.settings import RuntimeSettings
 from agent.wiring import Shared, make_runtime
 from tests.fakes.systemd import FakeSystemd
 from tests.runtimes.configs import config
+from tests.runtimes.conftest import eventually
 from tests.runtimes.systemd_rig import driver_of
 
 
@@ -94,3 +97,24 @@ async def test_a_runtime_with_the_driver_systemd_gets_this_one(folder: Path) -> 
     assert runtime.driver._unit.bus is other.driver._unit.bus, "one connection for all"
     await runtime.close()
     await other.close()
+
+
+async def test_units_that_share_a_connection_hear_of_themselves_alone(systemd: FakeSystemd) -> None:
+    bus = SystemdBus(systemd.address)
+    heard: list[str] = []
+    own = LiveUnit("iggy.service", bus, on_change=lambda: heard.append("own"))
+    other = LiveUnit("other.service", bus, on_change=lambda: heard.append("other"))
+    await own.open()
+    await other.open()
+    try:
+        heard.clear()
+        systemd.run()
+        job = systemd.new_job("restart", pending=True)
+        systemd.finish_job(job)
+        systemd.signal("UnitRemoved", "so", "iggy.service", "/gone")
+        await eventually(lambda: own.jobs.result(job) == "done" and len(heard) >= 3)
+        assert set(heard) == {"own"}
+        assert other.jobs.result(job) is None
+    finally:
+        await bus.close()
+        await bus.close()
