@@ -5,6 +5,7 @@ are left as they are (but for those that the agent owns), the journal is closed.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -48,6 +49,8 @@ from agent.wiring import Shared, make_runtime
 
 log = structlog.get_logger(__name__)
 
+LOOK_AGAIN = 10.0
+"""Seconds between two looks at a runtime of which no change was pushed."""
 PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
@@ -309,17 +312,31 @@ class Daemon:
             await asyncio.sleep(PRUNE_EVERY)
 
     async def _watch(self, runtime: Runtime, heartbeat: Heartbeat, owned: OwnedRuntimes) -> None:
-        """Send a heartbeat soon when a runtime changes by itself."""
+        """Send a heartbeat soon when a runtime changes by itself.
+
+        After the look, not before it: so what the look has consumed is in the heartbeat. Should a push be lost, a look
+        every now and then finds the change.
+        """
+        before: tuple[object, ...] | None = None
         while True:
-            await runtime.driver.wait_for_change()
-            heartbeat.beat()
-            # A restart is a burst of changes, and to look at each would only hold up whoever makes them.
-            await asyncio.sleep(LOOK_AFTER)
+            pushed = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN):
+                    await runtime.driver.wait_for_change()
+                    pushed = True
             try:
-                if (await runtime.driver.observe()).running:
-                    owned.seen_running(runtime.name)
+                seen = await runtime.driver.observe()
             except Rejection as error:
-                log.warning("runtime.unreadable", runtime=runtime.name, cause=error.message)
+                after: tuple[object, ...] = (error.code,)
+                if after != before:
+                    log.warning("runtime.unreadable", runtime=runtime.name, cause=error.message)
+            else:
+                after = (seen.state, seen.incarnation, seen.restarts)
+                if seen.running:
+                    owned.seen_running(runtime.name)
+            if pushed or after != before:
+                heartbeat.beat()
+            before = after
 
     # --- what others are told
 

@@ -57,6 +57,8 @@ class Bench:
     permitted: bool = True
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     action_timeout: float = 20.0
+    patience: float = 10.0
+    """Seconds that a test waits for what has to come."""
     lanes: Lanes | None = None
     task: asyncio.Task[None] | None = None
     listed: list[dict[str, Any]] = field(default_factory=list)
@@ -161,7 +163,7 @@ class Bench:
                 self.task.result()  # says why the lanes ended
             return (await self.row(activity_id)).state is RowState.FINISHED
 
-        await until(is_finished, what=f"activity {activity_id} is finished")
+        await until(is_finished, what=f"activity {activity_id} is finished", seconds=self.patience)
         return await self.row(activity_id)
 
     def later(self, seconds: float) -> str:

@@ -16,7 +16,7 @@ from agent.runtimes.runtime import Runtime, Timeouts
 from tests.activities.conftest import Bench, make_config, until
 from tests.runtimes.engine_rig import RealEngine, a_name, running_engine
 
-pytestmark = pytest.mark.xdist_group("docker")
+pytestmark = [pytest.mark.xdist_group("docker"), pytest.mark.timeout(240)]
 
 PROGRAM = "echo $IGGY_PATH >> /births/log; [ -z $IGGY_BAD ] || exit 3; trap 'exit 0' TERM; sleep 1000 & wait"
 POLICY = {"Name": "unless-stopped", "MaximumRetryCount": 0}
@@ -36,6 +36,7 @@ class Node:
         host = {"Binds": [f"{self.births_folder}:/births"], "RestartPolicy": POLICY}
         self.id = engine.create(self.name, ("/bin/sh", "-c", PROGRAM), Env=["IGGY_PATH=original"], HostConfig=host)
         bench.make_runtime = self.make_runtime  # type: ignore[method-assign]
+        bench.patience = 60.0  # containers take their time on a busy machine
 
     def make_runtime(self) -> Runtime:
         folder = self.bench.folder / "runtimes" / "iggy"
