@@ -7,8 +7,7 @@ with the Supervisor away. A lane never ends because of an activity.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from time import monotonic
 
 import structlog
@@ -98,7 +97,6 @@ class Lane:
         self._mark = mark
         self._work_ready = journal.work_ready.subscribe()
         self._stopping = False
-        self._known_since: int | None = None
         self._checked: dict[int, bool] = {}
 
     def stop(self) -> None:
@@ -164,17 +162,13 @@ class Lane:
             await self._pause()
             return
         log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
-        started = replace(row, state=RowState.STARTED, started_at=datetime.now(UTC))
+        started = await self._reread(row)
         await self._carry_out(self._work(started, action, config, recovered=False))
 
     async def _know_runtime(self) -> None:
         """In a journal that does not know the runtime, what is current before the first effect counts as committed."""
-        doubts = self._journal.doubts
-        if self._known_since == doubts:
-            return
         current = await self.runtime.current_or_none()
         await self._journal.know_runtime(self.runtime.name, current=current.name if current else None)
-        self._known_since = doubts
 
     async def _refuse(self, row: Row, rejection: Rejection, *, recovered: bool = False) -> None:
         """Finish what has had no effect; a reconfigure states its three facts here too."""

@@ -53,8 +53,6 @@ class Journal:
         """The highest sequence that was journaled."""
         self.lost = False
         """Whether it replaced another one and its first sweep has not ended."""
-        self.doubts = 0
-        """How often it turned out to be an old copy, since the agent started: then it knows no runtime any more."""
         self.compared = asyncio.Event()
         """Set once the Supervisor has told how far this node's journal had come."""
         self.work_ready = Wakeup()
@@ -177,7 +175,6 @@ class Journal:
             return False
 
         def announce(_: None) -> None:
-            self.doubts += 1
             self._show_lost()
             self.compared.set()
 
