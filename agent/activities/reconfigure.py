@@ -5,6 +5,8 @@ A runtime that was stopped only gets the config, and is never started by it. Eve
 attempted, what became of it, and what runs now.
 """
 
+import asyncio
+import contextlib
 from typing import Any
 
 from agent.activities.actions import refuse_old_run
@@ -14,6 +16,9 @@ from agent.journal import KEEP, GoingBack
 from agent.protocol import Activity, Config, DriverKind, Reason, ReasonCode, ReconfigureOutcome, RuntimeState
 from agent.runtimes.driver import Call, Incarnation, Observation, Step
 from agent.runtimes.runtime import Runtime
+
+REST_PATIENCE = 2.0
+"""Seconds that going back waits for a runtime on its way to come to rest, before it restarts it all the same."""
 
 
 async def check(runtime: Runtime, activity: Activity, config_id: int | None) -> Config:
@@ -162,7 +167,9 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
             await runtime.switch(target)
         if decision.superseded or await _is_untouched(work):
             return await _not_applied(work, decision)
-        await work.at_rest()
+        with contextlib.suppress(TimeoutError):  # a crash loop never comes to rest
+            async with asyncio.timeout(REST_PATIENCE):
+                await work.at_rest()
         outcome = await runtime.driver.restart(work.record)
     except Rejection as rejection:
         return await rollback_failed(work, decision, rejection)

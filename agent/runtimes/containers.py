@@ -217,7 +217,9 @@ def log_window(container: Container, incarnation: Incarnation) -> tuple[float, f
     _, began = container_of(incarnation)
     since = 0.0 if began is None else began.timestamp() - LOG_EARLIER
     if container.incarnation == incarnation:
-        before = container.ended_at  # of the run before, unless this one ended: in a crash loop it did, and waits
+        # Of the run before, unless this one ended: then it may even be a moment before the Engine noted the start.
+        runs = container.state.get("Running") and not container.state.get("Restarting")
+        before = container.ended_at if runs else None
         earlier = before is not None and began is not None and before <= began
         return max(since, before.timestamp() if before is not None and earlier else 0.0), None
     later = container.started_at

@@ -99,6 +99,8 @@ def test_the_log_of_a_run_begins_a_little_before_it_and_ends_with_the_next() -> 
     assert previous is not None
     looping = container("restarting", Running=True, Restarting=True)
     assert log_window(looping, RUN) == (began.timestamp() - 0.1, None)
+    in_a_moment = container("exited", Running=False, FinishedAt=before)  # noted before its own start
+    assert log_window(in_a_moment, RUN) == (began.timestamp() - 0.1, None)
     running = container("running", Running=True, FinishedAt=before)
     assert log_window(running, RUN) == (previous.timestamp(), None)
     later = container("running", Running=True, StartedAt=ENDED)

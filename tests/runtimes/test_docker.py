@@ -104,7 +104,12 @@ async def test_the_log_of_a_run_is_its_own(engine: RealEngine, name: str, driver
     await driver.start(Steps())
     ended = await settled_as(driver, "failed")
     assert ended.exit_code == 3
-    assert sorted(await driver.log_tail(ended.incarnation, max_bytes=1000)) == ["err", "first line"]
+    lines: list[str] = []
+    async with asyncio.timeout(20):
+        while len(lines) < 2:  # the Engine writes them down a moment after the end
+            lines = await driver.log_tail(ended.incarnation, max_bytes=1000)
+            await asyncio.sleep(0.02)
+    assert sorted(lines) == ["err", "first line"]
     assert await driver.log_tail(ended.incarnation, max_bytes=4) != []
     await asyncio.sleep(0.2)
     await driver.start(Steps())

@@ -71,7 +71,8 @@ async def driver(machine: Booted, unit: str, folder: Path) -> AsyncIterator[Syst
 
 
 def address(machine: Booted) -> str:
-    return f"unix:path=/proc/{machine.leader}/root/run/dbus/system_bus_socket"
+    inside = f"/proc/{machine.leader}/root"
+    return f"unix:path={inside}/run/dbus/system_bus_socket"
 
 
 async def started(driver: SystemdDriver, steps: Steps, *, within: float = 10.0) -> Readiness:

@@ -26,10 +26,11 @@ TOOLS = ("systemd-nspawn", "systemctl", "dbus-daemon", "nsenter", "unshare", "se
 MOUNT = """
 set -e
 mount -t tmpfs -o mode=0755 tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
-: >"$1/root/etc/machine-id"
-rm -rf "$1"/root/etc/systemd/system/*.wants "$1"/root/etc/systemd/system/iggy* "$1"/root/var/log/journal
+top="$1/root"
+mkdir "$1/upper" "$1/work" "$top"
+mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$top"
+: >"$top/etc/machine-id"
+rm -rf "$top"/etc/systemd/system/*.wants "$top"/etc/systemd/system/iggy* "$top"/var/log/journal
 echo mounted
 exec sleep infinity
 """
@@ -238,8 +239,8 @@ def _run(
 def system_python() -> str | None:
     """Find an interpreter that a unit can use, as `make wheelhouse` does: with venv, and not below a home."""
     for candidate in ("/usr/bin/python3", getattr(sys, "_base_executable", sys.executable)):
-        real = os.path.realpath(candidate)
-        if real.startswith(("/root/", "/home/")) or not os.access(real, os.X_OK):
+        real = Path(candidate).resolve()
+        if any(real.is_relative_to(home) for home in ("/root", "/home")) or not os.access(real, os.X_OK):
             continue
         asked = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
         if subprocess.run([candidate, "-c", asked], capture_output=True, check=False).returncode == 0:

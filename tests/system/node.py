@@ -197,7 +197,7 @@ class Node:
 
     async def ask(self, target: str) -> dict[str, Any] | None:
         """Ask the agent on its socket; None while it does not answer, or does not know."""
-        socket = Path(f"/proc/{self.system.leader}/root/run/iggy-agent/agent.sock")
+        socket = Path(f"/proc/{self.system.leader}/root") / "run/iggy-agent/agent.sock"
         try:
             return await asyncio.to_thread(ask, socket, target)
         except AgentError:
