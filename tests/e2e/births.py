@@ -22,12 +22,16 @@ class Birth:
 
     @property
     def alive(self) -> bool:
-        """Whether that very process still runs; one that ended and was not reaped yet does not."""
+        """Whether that very process still runs; one that ended and was not reaped yet does not.
+
+        A killed process is gone with its last thread: the first one may be a zombie while others still hold its lock.
+        """
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return int(fields[19]) == self.start_ticks and fields[0] not in {"Z", "X"}
+        threads = int(fields[17])
+        return int(fields[19]) == self.start_ticks and (fields[0] not in {"Z", "X"} or threads > 1)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ async def is_revived(node: CrashNode) -> None:
     before = len(node.births())
     await driver.open()
     try:
-        await driver.start(_not_journaled)
+        assert (await driver.start(_not_journaled)).calls, "what was dead still counted as running"
         await until(lambda: len(node.births()) > before, "it is revived")
     finally:
         await driver.close()
