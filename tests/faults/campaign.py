@@ -1,0 +1,71 @@
+"""Runs rows one after the other, each for its share of the time."""
+
+import random
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tests.faults.fault import Budget, Fault, Ground
+from tests.faults.tally import Tally
+
+Said = Callable[[str], None]
+
+
+async def run(fault: Fault, seed: int, budget: Budget) -> Tally:
+    """Do one class of faults on a ground of its own, which is removed afterwards."""
+    tally = Tally(fault.name)
+    # Not below a test's own folder: the path of a unix socket may have 107 bytes only.
+    with tempfile.TemporaryDirectory(prefix="iggy-faults-", ignore_cleanup_errors=True) as folder:
+        # A row's choices are its own: they stay the same when other rows come or go.
+        await fault.run(Ground(Path(folder), seed ^ zlib.crc32(fault.key.encode())), budget, tally)
+    return tally
+
+
+async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said) -> list[Tally]:
+    """Do them all in about so many seconds; what one leaves over, the others share.
+
+    Args:
+        faults: In this order.
+        seconds: Of wall time for all of them.
+        seed: Of all choices.
+        said: Hears of each row when it is done.
+    """
+    ends = time.monotonic() + seconds
+    tallies = []
+    for number, fault in enumerate(faults):
+        share = fault.share / sum(later.share for later in faults[number:])
+        began = time.monotonic()
+        tally = await run(fault, seed, Budget(max(0.0, ends - began) * share))
+        tallies.append(tally)
+        said(_progress(fault, tally, time.monotonic() - began))
+    return tallies
+
+
+def _progress(fault: Fault, tally: Tally, seconds: float) -> str:
+    counted = f"injected={tally.injected} lost={tally.lost} repeated={tally.repeated} false={tally.false}"
+    return "\n".join([f"{fault.key}: {counted} seconds={seconds:.0f}", *tally.stories])
+
+
+def chosen(faults: Iterable[Fault], wanted: Sequence[str]) -> list[Fault]:
+    """Choose rows by their keys, or by the beginning of them up to a dot.
+
+    Raises:
+        ValueError: Nothing has such a key; says which there are.
+    """
+    faults = list(faults)
+    for word in wanted:
+        if not any(_is_meant(fault, word) for fault in faults):
+            msg = f"cannot choose {word!r}: there are {', '.join(fault.key for fault in faults)}"
+            raise ValueError(msg)
+    return [fault for fault in faults if not wanted or any(_is_meant(fault, word) for word in wanted)]
+
+
+def _is_meant(fault: Fault, word: str) -> bool:
+    return fault.key == word or fault.key.startswith(f"{word}.")
+
+
+def new_seed() -> int:
+    """Draw a seed for a campaign that was not given one."""
+    return random.SystemRandom().randrange(2**32)

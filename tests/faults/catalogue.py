@@ -1,0 +1,5 @@
+"""Every class of faults, in the order of the table."""
+
+from tests.faults.fault import Fault
+
+FAULTS: tuple[Fault, ...] = ()

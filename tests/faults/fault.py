@@ -1,0 +1,76 @@
+"""What a class of faults is: one row of the table, which goes on for as long as it is given."""
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.tally import Tally
+
+
+class Budget:
+    """How long a fault may go on: until its time is over, or until it has done enough.
+
+    Args:
+        seconds: Wall time. What has begun is finished; nothing new begins after it.
+        most: Rounds after which it ends in any case; None: as many as fit.
+        least: Rounds that are done in any case, also when the time is over.
+    """
+
+    def __init__(self, seconds: float, *, most: int | None = None, least: int = 1) -> None:
+        self.seconds = seconds
+        self.most = most
+        self._least = least
+        self._ends = time.monotonic() + seconds
+        self._begun = 0
+
+    def more(self) -> bool:
+        """Tell whether another round may begin, and count it; the condition of every loop over rounds."""
+        if self.most is not None and self._begun >= self.most:
+            return False
+        if self._begun >= self._least and time.monotonic() >= self._ends:
+            return False
+        self._begun += 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every fault is given.
+
+    Attributes:
+        folder: An empty folder of its own, with a short path (a socket's has 107 bytes).
+        seed: Of all that is random; with the same one, the same choices are made.
+        chance: Seeded with it.
+    """
+
+    folder: Path
+    seed: int
+    chance: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chance", random.Random(self.seed))
+
+
+Run = Callable[[Ground, Budget, Tally], Awaitable[None]]
+"""Does one class of faults until the budget is over, and counts in the row. Whatever it raises ends the campaign: a
+failure of the agent is counted (`Tally.fail`), what is raised is one of the campaign itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row.
+
+    Attributes:
+        key: To choose it by on the command line, such as `kill.point.process`.
+        name: Of its row.
+        run: Does it.
+        share: Of the whole time, relative to the others.
+        habitat: Where it runs: here, or inside a booted systemd.
+    """
+
+    key: str
+    name: str
+    run: Run
+    share: float = 1.0
