@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real bench check format lock docs clean install uninstall wheelhouse
+.PHONY: help setup demo test test-real faults bench check format lock docs clean install uninstall wheelhouse
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP) ## Run the tests, with branch coverage of agent/
 
 test-real: $(STAMP) ## Run against real binaries: IGGY_SERVER=PATH IGGY_CONNECTORS=PATH, else from PATH
 	$(BIN)/python -m pytest -m real --run-real $(PYTEST_ARGS)
+
+faults: $(STAMP) ## Run the fault campaign (FAULTS_MINUTES=40 FAULTS_ONLY="kill network.drop" FAULTS_SEED=N)
+	@$(BIN)/python -m tests.faults --minutes $(or $(FAULTS_MINUTES),40) $(foreach key,$(FAULTS_ONLY),--only $(key)) $(if $(FAULTS_SEED),--seed $(FAULTS_SEED))
 
 bench: $(STAMP) ## Measure the budgets; each script says what it cannot have here
 	@code=0; for what in restart_systemd restart_docker; do $(BIN)/python -m tests.bench.$$what || code=$$?; done; exit $$code

@@ -4,8 +4,8 @@ import asyncio
 import json
 import signal
 import tomllib
+import uuid
 from contextlib import AsyncExitStack, suppress
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,16 +13,19 @@ from agent.errors import AgentError
 from agent.link.enrolment import enroll
 from agent.local.client import ask
 from agent.protocol import ActivityStatus, RuntimeName
+from agent.runtimes.driver import read_boot_id
+from tests.e2e import nursery as nurseries
 from tests.e2e.births import Birth, read_births
-from tests.e2e.leftovers import end_runtimes
+from tests.e2e.habitats import PROCESSES, Habitat
 from tests.e2e.node_settings import Node, Options, RuntimePorts
-from tests.e2e.nursery import Child, Nursery
+from tests.e2e.nursery import Child, Manner, Nursery
 from tests.e2e.ports import Ports
 from tests.e2e.public_api import Activity
 from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
 
 IGGY = RuntimeName.IGGY
+DOWN = {"stopped", "failed"}
 AWAITED = 5.0
 """Seconds that a planned crash may come after the activities are finished and reported; then it will not come."""
 
@@ -36,17 +39,29 @@ class CrashNode:
         name: Of its folder.
         options: Of its settings.
         supervisor_url: Where the agent finds the Supervisor, when it is not where the rig has it.
+        habitat: How its runtime is kept.
+        manner: How its agents differ from the usual ones.
     """
 
     def __init__(
-        self, rig: Rig, nursery: Nursery, name: str, options: Options, *, supervisor_url: str | None = None
+        self,
+        rig: Rig,
+        nursery: Nursery,
+        name: str,
+        options: Options,
+        *,
+        supervisor_url: str | None = None,
+        habitat: Habitat = PROCESSES,
+        manner: Manner = nurseries.USUAL,
     ) -> None:
         self.rig = rig
         self.supervisor_url = supervisor_url or rig.supervisor_url
         self.folder = rig.folder / name
         self.node_id = 0
+        self.habitat = habitat
         self._nursery = nursery
         self._options = options
+        self._manner = manner
         self._ports = Ports()
         self._agent: Child | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -69,14 +84,19 @@ class CrashNode:
     async def _set_up(self) -> None:
         self._stack.callback(self._ports.close)
         self.folder.mkdir()
-        self.node = Node(self.folder, RuntimePorts.take(self._ports), self.rig.programs, self._options)
-        self.node.write(self.supervisor_url)
-        settings = self.node.settings_file.read_text()
-        self.node.settings_file.write_text(settings[: settings.index(f"[runtimes.{RuntimeName.CONNECTORS}]")])
+        ports = RuntimePorts.take(self._ports)
+        self.node = Node(self.folder, ports, self.rig.programs, self._options, self.habitat, (IGGY,))
+        self._stack.push_async_callback(
+            asyncio.to_thread, self.habitat.leave, self.node.state_dir, self.node.starts_file
+        )
+        await asyncio.to_thread(self.node.write, self.supervisor_url)
+        if self._manner.ca_file is not None:
+            settings = self.node.settings_file.read_text()
+            named = settings.replace("[supervisor]", f'[supervisor]\nca_file = "{self._manner.ca_file}"')
+            self.node.settings_file.write_text(named)
         token = (await self.rig.api.call("POST", "enrollment-tokens", {}))["enrollment_token"]
-        identity = await enroll(self.supervisor_url, None, token, self.node.state_dir)
+        identity = await enroll(self.rig.supervisor_url, None, token, self.node.state_dir)
         self.node_id = identity.node_id
-        self._stack.callback(end_runtimes, self.node.state_dir, self.node.starts_file)
         self._stack.push_async_callback(self._end_agent)
         self._keeper = asyncio.create_task(self._keep_alive())
         await until(self._has_polled, f"the agent of {self.folder.name} is up", every=0.03)
@@ -96,6 +116,8 @@ class CrashNode:
                 folder=self.folder,
                 log=self.folder / "agent.log",
                 points=self.folder,
+                environment=self.habitat.agent_environment(),
+                manner=self._manner,
             )
             code = await self._agent.wait()
             self._ended.set()
@@ -126,6 +148,16 @@ class CrashNode:
         self.hold()
         self.agent.send(number)
         return await self.until_ended()
+
+    async def crash(self) -> bool:
+        """Kill the agent, and wait until it was started again; returns whether there was one to kill."""
+        agent = self.agent
+        if not agent.alive:
+            return False
+        agent.kill()
+        code = await agent.wait()
+        await until(lambda: self.agent is not agent, f"the agent of {self.folder.name} is started again")
+        return code == -signal.SIGKILL
 
     @property
     def agent(self) -> Child:
@@ -226,6 +258,20 @@ class CrashNode:
         status = await self.ask("/v1/status")
         return [condition["code"] for condition in status["conditions"]] if status else []
 
+    @property
+    def boot_id(self) -> str:
+        """The boot id that the agent sees."""
+        own = self.folder / "boot_id"
+        return own.read_text().strip() if own.exists() else read_boot_id()
+
+    def has_rebooted(self) -> None:
+        """Give the agent's next runs a boot id that none had before; what runs is the caller's to end."""
+        (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
+
+    def incarnation(self, birth: Birth) -> str:
+        """Return the name that the agent has for a run that lives."""
+        return self.habitat.incarnation(birth, self.boot_id)
+
     def births(self) -> list[Birth]:
         """Return every run of iggy, in order."""
         return read_births(self.node.starts_file, IGGY)
@@ -278,11 +324,8 @@ class CrashNode:
         """See to it that iggy does not run, and that the agent has noticed."""
         for birth in self.alive():
             birth.send(signal.SIGKILL)
-            await until(partial(self._noticed_end_of, birth), "the agent has noticed that iggy is down", every=0.03)
+            await until(self._has_noticed, "the agent has noticed that iggy is down", every=0.03)
 
-    def _noticed_end_of(self, birth: Birth) -> bool:
-        try:
-            text = (self.node.state_dir / "runtimes" / IGGY / "exit.json").read_text()
-        except FileNotFoundError:
-            return False
-        return bool(json.loads(text)["incarnation"].endswith(f".{birth.pid}.{birth.start_ticks}"))
+    async def _has_noticed(self) -> bool:
+        status = await self.ask("/v1/status")
+        return bool(status and status["runtimes"] and status["runtimes"][0]["state"] in DOWN)

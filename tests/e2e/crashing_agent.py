@@ -26,6 +26,7 @@ from typing import Any
 from agent import cli
 from agent.journal import Journal
 from agent.link.client import SupervisorClient
+from agent.protocol import DriverKind
 from agent.runtimes import spawn
 from agent.runtimes.releases import Releases
 
@@ -35,6 +36,10 @@ JOURNAL_STEPS = (
 )
 CALLS = ("activities", "report", "heartbeat")
 RELEASE_STEPS = ("stage", "switch", "prune")
+CHANGING_CALLS = ("create", "connect", "start", "stop", "unpause", "set_restart_policy", "rename", "remove")
+"""Of the Docker Engine."""
+CHANGING_MEMBERS = {"StartUnit", "StopUnit", "RestartUnit", "ResetFailedUnit", "RefUnit"}
+"""Of systemd's bus."""
 RENAMED = {"process.json", "exit.json", "current"}
 
 
@@ -142,7 +147,38 @@ def _signalled(_pidfd: int, number: int) -> str:
     return f"effect.{signal.Signals(number).name}"
 
 
-def install(folder: Path) -> None:
+def _wrap_processes(points: Points) -> None:
+    wrap(points, signal, "pidfd_send_signal", _signalled)
+    wrap(points, spawn, "launch", "effect.launch")
+    wrap(points, spawn, "_read_to_end", "effect.hear")  # from here on a launcher is on its way, and becomes the runtime
+    wrap(points, subprocess, "_fork_exec", "effect.fork")
+
+
+def _wrap_docker(points: Points) -> None:
+    from agent.runtimes.engine import Engine
+
+    for call in CHANGING_CALLS:
+        wrap_async(points, Engine, call, f"engine.{call}")
+
+
+def _wrap_systemd(points: Points) -> None:
+    from agent.runtimes.bus import SystemdBus
+
+    wrap_async(points, SystemdBus, "call", _asked)
+
+
+def _asked(_bus: Any, member: str, *_rest: Any) -> str | None:
+    return f"bus.{member}" if member in CHANGING_MEMBERS else None
+
+
+EFFECTS: dict[DriverKind, Callable[[Points], None]] = {
+    DriverKind.PROCESS: _wrap_processes,
+    DriverKind.DOCKER: _wrap_docker,
+    DriverKind.SYSTEMD: _wrap_systemd,
+}
+
+
+def install(folder: Path, driver: DriverKind = DriverKind.PROCESS) -> None:
     """Wrap everything; call it once, before the agent runs."""
     points = Points(folder)
     for step in JOURNAL_STEPS:
@@ -154,10 +190,7 @@ def install(folder: Path) -> None:
         wrap(points, Releases, step, f"releases.{step}")
     for rename in ("rename", "replace"):
         wrap(points, Path, rename, _renamed)
-    wrap(points, signal, "pidfd_send_signal", _signalled)
-    wrap(points, spawn, "launch", "effect.launch")
-    wrap(points, spawn, "_read_to_end", "effect.hear")  # from here on a launcher is on its way, and becomes the runtime
-    wrap(points, subprocess, "_fork_exec", "effect.fork")
+    EFFECTS[driver](points)
 
 
 def main() -> int:

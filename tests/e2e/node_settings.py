@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.protocol import RuntimeName
+from tests.e2e.habitats import PROCESSES, Habitat, Home
 from tests.e2e.ports import Ports
 from tests.e2e.programs import Programs
 
@@ -28,6 +29,7 @@ class Options:
     stop_timeout: float = 15.0
     shutdown_grace: float = 5.0
     activity_ttl: float = 600.0
+    report_grace: float = 900.0
     heartbeat_interval: float = 1.0
     poll_wait: float = 20.0
     agent: Mapping[str, str | float] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Node:
     ports: RuntimePorts
     programs: Programs
     options: Options
+    habitat: Habitat = PROCESSES
+    runtimes: tuple[RuntimeName, ...] = tuple(RuntimeName)
 
     @property
     def state_dir(self) -> Path:
@@ -104,7 +108,6 @@ class Node:
         for name in ("connectors.d", "iggy-data", "connectors-state"):
             (self.folder / name).mkdir()
         (self.folder / "connectors.toml").write_text(self.connectors_toml(), encoding="utf-8")
-        http = self.ports.iggy_http, self.ports.connectors_http
         agent = {
             "state_dir": str(self.state_dir),
             "socket": str(self.socket),
@@ -114,26 +117,39 @@ class Node:
         text = [
             _table("supervisor", {"url": supervisor_url}),
             _table("agent", agent),
-            self._runtime(RuntimeName.IGGY, self.programs.server, self._iggy_environment()),
-            self._probe(RuntimeName.IGGY, {"http": f"http://127.0.0.1:{http[0]}/ping", "expect": "pong"}),
-            self._runtime(RuntimeName.CONNECTORS, self.programs.connectors, self._connectors_environment()),
-            self._probe(RuntimeName.CONNECTORS, {"http": f"http://127.0.0.1:{http[1]}/health"}),
+            *(self._runtime(runtime) for runtime in self.runtimes),
         ]
         self.settings_file.write_text("\n".join(text), encoding="utf-8")
 
-    def _runtime(self, name: RuntimeName, command: tuple[str, ...], environment: dict[str, str]) -> str:
+    def _runtime(self, name: RuntimeName) -> str:
         options = self.options
-        times = {"start_timeout": options.start_timeout, "stop_timeout": options.stop_timeout}
-        keys = {"driver": "process", "command": list(command), **times, "action_timeout": options.action_timeout}
+        iggy = name is RuntimeName.IGGY
         common = {
             "STANDIN_STARTS_FILE": str(self.starts_file),
             "STANDIN_FAULTS_FILE": str(self.faults_file(name)),
             **options.environment,
         }
-        return _table(f"runtimes.{name}", keys) + "\n" + _table(f"runtimes.{name}.environment", common | environment)
+        home = Home(
+            name,
+            self.folder,
+            self.state_dir,
+            self.programs.server if iggy else self.programs.connectors,
+            common | (self._iggy_environment() if iggy else self._connectors_environment()),
+        )
+        times = {"start_timeout": options.start_timeout, "stop_timeout": options.stop_timeout}
+        keys = {**self.habitat.settle(home), **times, "action_timeout": options.action_timeout}
+        environment = keys.pop("environment", None)
+        tables = [_table(f"runtimes.{name}", keys)]
+        if environment is not None:
+            tables.append(_table(f"runtimes.{name}.environment", environment))
+        return "\n".join([*tables, self._probe(name)])
 
-    def _probe(self, name: RuntimeName, keys: Mapping[str, str]) -> str:
+    def _probe(self, name: RuntimeName) -> str:
         options = self.options
+        if name is RuntimeName.IGGY:
+            keys = {"http": f"http://127.0.0.1:{self.ports.iggy_http}/ping", "expect": "pong"}
+        else:
+            keys = {"http": f"http://127.0.0.1:{self.ports.connectors_http}/health"}
         times = {"attempt_timeout": options.attempt_timeout, "ready_timeout": options.ready_timeout}
         return _table(f"runtimes.{name}.probe", {**keys, **times, "stable_for": options.stable_for})
 

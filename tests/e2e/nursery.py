@@ -2,12 +2,14 @@
 
 What comes out is an agent like any other: a process and a session of its own, with an environment and a log of its own.
 
-As a program, `python nursery.py SOCKET`: a connection sends one line of JSON, `{"arguments", "environment", "folder",
-"log", "points"}`, is told the pid, and, when that process has ended, its wait status. It ends with its standard input.
+As a program, `python nursery.py SOCKET DRIVER`: a connection sends one line of JSON, `{"arguments", "environment",
+"folder", "log", "points", "hasty", "tls", "etc"}`, is told the pid, and, when that process has ended, its wait status.
+It ends with its standard input. A file `boot_id` in the folder `points` is the boot id that the agent sees.
 """
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -18,16 +20,42 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agent.protocol import DriverKind
 from tests.e2e.process import clean_environment
 from tests.e2e.waiting import until
 
 CONTEXT = ssl.create_default_context()
 """For all agents, which use plain HTTP here: making one takes as much CPU as the rest of a start."""
+NEEDED: dict[DriverKind, tuple[str, ...]] = {
+    DriverKind.PROCESS: (),
+    DriverKind.DOCKER: ("agent.runtimes.docker",),
+    DriverKind.SYSTEMD: ("agent.runtimes.systemd",),
+}
+"""What an agent would import when it makes its runtimes."""
 REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an agent differs from the usual one of a nursery.
+
+    Attributes:
+        hasty: Its longest delays and read timeouts in talking to the Supervisor are seconds, not minutes.
+        ca_file: It verifies the Supervisor by this, as an agent outside of a nursery does.
+        etc: Its files stand in the place of those of the same names in `/etc`, for this agent alone.
+    """
+
+    hasty: bool = False
+    ca_file: Path | None = None
+    etc: Path | None = None
+
+
+USUAL = Manner()
 
 
 class Child:
@@ -71,9 +99,11 @@ class Nursery:
 
     Args:
         folder: For its socket and its log.
+        driver: Of all its agents; what it needs is imported once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: DriverKind = DriverKind.PROCESS) -> None:
+        self._driver = driver
         self._socket = folder / "nursery.sock"
         self._log = folder / "nursery.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -83,7 +113,7 @@ class Nursery:
         environment = {name: value for name, value in clean_environment().items() if not name.startswith("COVERAGE")}
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.e2e.nursery", str(self._socket)),
+                *(sys.executable, "-m", "tests.e2e.nursery", str(self._socket), str(self._driver)),
                 cwd=REPOSITORY,
                 env=environment,
                 stdin=asyncio.subprocess.PIPE,
@@ -113,6 +143,7 @@ class Nursery:
         log: Path,
         points: Path,
         environment: Mapping[str, str] | None = None,
+        manner: Manner = USUAL,
     ) -> Child:
         """Start an agent.
 
@@ -122,6 +153,7 @@ class Nursery:
             log: Its output is appended there.
             points: The folder of `crashing_agent`.
             environment: More variables than the clean ones.
+            manner: How it differs from the usual one.
         """
         reader, writer = await asyncio.open_unix_connection(self._socket)
         request = {
@@ -130,6 +162,9 @@ class Nursery:
             "folder": str(folder),
             "log": str(log),
             "points": str(points),
+            "hasty": manner.hasty,
+            "tls": manner.ca_file is not None,
+            "etc": manner.etc and str(manner.etc),
         }
         writer.write(json.dumps(request).encode() + b"\n")
         child = Child(int(await reader.readline()), reader, writer)
@@ -140,10 +175,11 @@ class Nursery:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def _become_agent(request: dict[str, Any]) -> int:
+def _become_agent(request: dict[str, Any], driver: DriverKind) -> int:
     from agent import cli
     from agent.link import client
-    from tests.e2e import crashing_agent
+    from agent.runtimes import driver as driver_module
+    from tests.e2e import crashing_agent, haste, own_etc
 
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -156,18 +192,26 @@ def _become_agent(request: dict[str, Any]) -> int:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    setattr(client, "tls_context", lambda *_: CONTEXT)  # noqa: B010 - a name that it only imports
-    crashing_agent.install(Path(request["points"]))
+    if request["etc"]:
+        own_etc.enter(Path(request["etc"]))
+    if request["hasty"]:
+        haste.install()
+    if not request["tls"]:
+        setattr(client, "tls_context", lambda *_: CONTEXT)  # noqa: B010 - a name that it only imports
+    boot_id = Path(request["points"]) / "boot_id"
+    if boot_id.exists():
+        driver_module.BOOT_ID_FILE = boot_id
+    crashing_agent.install(Path(request["points"]), driver)
     return cli.main(request["arguments"])
 
 
-def _fork(request: dict[str, Any]) -> int:
+def _fork(request: dict[str, Any], driver: DriverKind) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
-        code = _become_agent(request)
+        code = _become_agent(request, driver)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 - whatever it is, this copy of the nursery has to end here
@@ -193,11 +237,13 @@ def _reap(told: dict[int, socket.socket]) -> None:
             connection.close()
 
 
-def serve(path: str) -> None:
+def serve(path: str, driver: DriverKind) -> None:
     """Fork what is asked for, until standard input ends."""
     import agent.cli.run
     import agent.daemon  # noqa: F401 - what every agent needs, imported once
 
+    for module in NEEDED[driver]:
+        importlib.import_module(module)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
     server.listen(64)
@@ -225,10 +271,10 @@ def serve(path: str) -> None:
         if server in ready:
             connection, _ = server.accept()
             with connection.makefile("rb") as file:
-                pid = _fork(json.loads(file.readline()))
+                pid = _fork(json.loads(file.readline()), driver)
             children[pid] = connection
             connection.sendall(f"{pid}\n".encode())
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], DriverKind(sys.argv[2]))

@@ -11,6 +11,7 @@ from tests.e2e.crash_node import IGGY, CrashNode
 from tests.e2e.node_settings import Options
 from tests.e2e.public_api import Activity
 from tests.e2e.waiting import until
+from tests.faults.tally import LostError, RepeatedError
 
 SIZE = "IGGY_HTTP_MAX_REQUEST_SIZE"
 USUAL = Options(stable_for=0.05, attempt_timeout=1.0, heartbeat_interval=30.0)
@@ -33,6 +34,8 @@ class Scenario(abc.ABC):
     """The first point after its own ones."""
     recovery: ClassVar[bool] = False
     """Whether `make test` kills it at each point of a recovery too; `CRASHES=all` does so for all."""
+    dispatched: ClassVar[int] = 1
+    """How many activities it dispatches."""
     starts: ClassVar[int]
     """How often the action starts the runtime, whatever happens to the agent."""
 
@@ -54,12 +57,23 @@ class Scenario(abc.ABC):
         """Remember how it was before."""
         self._births, self._current = self.node.births(), self.node.current()
 
+    def born(self) -> list[Birth]:
+        """Return the runs since `begin`."""
+        return self.node.births()[len(self._births) :]
+
+    def started(self) -> int:
+        """Count how often it was started since `begin`."""
+        return len(self.born())
+
     async def judge(self, activities: list[Activity]) -> None:
-        """Check everything that has to be true."""
-        births = self.node.births()
-        assert len(births) - len(self._births) == self.starts, "it was not started as often as the action says"
-        assert not [birth for birth in self._births if birth.alive and self.starts], "an old run was left running"
-        assert len(self.node.alive()) <= 1, "it runs twice"
+        """Check everything that has to be true.
+
+        Raises:
+            RepeatedError: It was started too often, or runs twice.
+            LostError: It was started too rarely, or an old run was left running.
+            AssertionError: A report is not true, or the agent is not well.
+        """
+        self.count_effects()
         for activity in activities:
             again = await self.node.rig.api.get(activity.id)
             assert again.raw == activity.raw, "the report changed after it was recorded"
@@ -68,6 +82,21 @@ class Scenario(abc.ABC):
         if len(activities) == 1 and interrupted is not None:
             assert activities[0].recovered is interrupted, "the report is wrong about being recovered"
         self.check(*activities)
+
+    def count_effects(self) -> None:
+        """Check that there was each effect once."""
+        if self.started() > self.starts:
+            msg = f"it was started {self.started()} times, and not {self.starts}"
+            raise RepeatedError(msg)
+        if self.started() < self.starts:
+            msg = f"it was started {self.started()} times, and not {self.starts}"
+            raise LostError(msg)
+        if len(self.node.alive()) > 1:
+            msg = "it runs twice"
+            raise RepeatedError(msg)
+        if self.starts and any(birth.alive for birth in self._births):
+            msg = "an old run was left running"
+            raise LostError(msg)
 
     @abc.abstractmethod
     def check(self, *activities: Activity) -> None:
@@ -89,8 +118,7 @@ class Scenario(abc.ABC):
 
     def _reported_run(self, activity: Activity) -> None:
         """Check that the run in the report is the one that runs."""
-        run = self._runs()
-        assert activity.evidence["after"]["incarnation"].split(".")[1:] == [str(run.pid), str(run.start_ticks)]
+        assert activity.evidence["after"]["incarnation"] == self.node.incarnation(self._runs())
 
     async def _config(self, **values: str) -> tuple[str, str]:
         """Make a config; return its id, and the size by which a run that has it is known."""
@@ -212,7 +240,7 @@ class RolledBack(Start):
         assert NEVER_READY.keys().isdisjoint(environment)
         assert activity.evidence["outcome"] == "rolled_back"
         assert activity.evidence["cause"]["code"] == ReasonCode.NOT_READY
-        assert activity.evidence["running"]["incarnation"].split(".")[1] == str(self._runs().pid)
+        assert activity.evidence["running"]["incarnation"] == self.node.incarnation(self._runs())
 
 
 class Superseded(Scenario):
@@ -220,7 +248,7 @@ class Superseded(Scenario):
 
     name = "superseded start"
     since, until = "after:effect.launch:1", SECOND_BEGINS
-    starts = 1
+    dispatched, starts = 2, 1
 
     async def prepare(self) -> None:
         await self.node.bring_down()
@@ -248,7 +276,7 @@ class SupersededReconfigure(RolledBack):
     until = SECOND_BEGINS
     options = USUAL
     nodes, waits = 4, False
-    starts = 2
+    dispatched, starts = 2, 2
 
     async def act(self) -> list[Activity]:
         before = len(self.node.births())

@@ -7,10 +7,13 @@ repeated or false, or when a row injected nothing.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import structlog
 
 from tests.faults import campaign
 from tests.faults.catalogue import FAULTS
@@ -31,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{fault.key:28} {fault.name}" for fault in faults))
         return 0
+    # What this process does itself, such as enrolling nodes, is not what is to be read here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     seed = campaign.new_seed() if options.seed is None else options.seed
     print(f"{len(faults)} kinds of faults in about {options.minutes:g} minutes; --seed {seed}", flush=True)
     began = time.monotonic()

@@ -1,5 +1,6 @@
 """Every class of faults, in the order of the table."""
 
+from tests.faults import kills
 from tests.faults.fault import Fault
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS: tuple[Fault, ...] = (*kills.FAULTS,)

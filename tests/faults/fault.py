@@ -25,6 +25,11 @@ class Budget:
         self._ends = time.monotonic() + seconds
         self._begun = 0
 
+    def part(self, share: float) -> "Budget":
+        """Return a budget that begins now, for so much of the whole time and rounds; it may have no round at all."""
+        most = None if self.most is None else max(1, round(self.most * share))
+        return Budget(self.seconds * share, most=most, least=0)
+
     def more(self) -> bool:
         """Tell whether another round may begin, and count it; the condition of every loop over rounds."""
         if self.most is not None and self._begun >= self.most:
@@ -67,7 +72,6 @@ class Fault:
         name: Of its row.
         run: Does it.
         share: Of the whole time, relative to the others.
-        habitat: Where it runs: here, or inside a booted systemd.
     """
 
     key: str

@@ -4,19 +4,13 @@ import sys
 from pathlib import Path
 
 from agent import cli
-from agent.runtimes.engine import Engine
-from tests.e2e.crashing_agent import Points, install, wrap_async
-
-CHANGING = ("create", "connect", "start", "stop", "unpause", "set_restart_policy", "rename", "remove")
+from agent.protocol import DriverKind
+from tests.e2e.crashing_agent import install
 
 
 def main() -> int:
     """Run the agent with all points: FOLDER, then the agent's own arguments."""
-    folder = Path(sys.argv[1])
-    install(folder)
-    points = Points(folder)
-    for call in CHANGING:
-        wrap_async(points, Engine, call, f"engine.{call}")
+    install(Path(sys.argv[1]), DriverKind.DOCKER)
     return cli.main(sys.argv[2:])
 
 

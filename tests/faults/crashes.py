@@ -1,0 +1,158 @@
+"""Plays scenarios on nodes of one habitat while their agents are killed, and counts what came of it.
+
+The points at which an agent is killed are not listed anywhere: a scenario is run once without a kill, and then again
+for each point that this run passed. The points of a recovery are found in the same way, from a run that was killed.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tests.e2e.crash_node import CrashNode
+from tests.e2e.habitats import Habitat
+from tests.e2e.nursery import Nursery
+from tests.e2e.programs import standin_programs
+from tests.e2e.public_api import Activity
+from tests.e2e.rig import Rig
+from tests.e2e.scenarios import USUAL, Scenario
+from tests.faults.tally import LostError, Tally
+
+VARYING = tuple(f"{when}:http.heartbeat:{hit}" for when in ("before", "after") for hit in range(2, 10))
+"""Heartbeats after the first, which come when something else changed."""
+Crashes = Sequence[str]
+"""Points, each in a process of its own."""
+
+
+class Stage:
+    """Where scenarios are played: one Supervisor, and nodes of one habitat.
+
+    Args:
+        rig: The Supervisor.
+        nursery: Starts the agents.
+        habitat: Of all its nodes.
+        tally: Counts.
+    """
+
+    def __init__(self, rig: Rig, nursery: Nursery, habitat: Habitat, tally: Tally) -> None:
+        self.rig = rig
+        self.tally = tally
+        self.missed: list[Crashes] = []
+        self._nursery = nursery
+        self._habitat = habitat
+        self._names = itertools.count(1)
+        self._cases = itertools.count(1)
+
+    async def enter(self, stack: AsyncExitStack, kind: type[Scenario]) -> Scenario:
+        """Bring up a node for a scenario."""
+        name = f"{kind.__name__.lower()}-{next(self._names)}"
+        node = CrashNode(self.rig, self._nursery, name, kind.options, habitat=self._habitat)
+        return kind(await stack.enter_async_context(node))
+
+    async def kill_at(self, scenario: Scenario, crashes: Crashes) -> list[list[str]]:
+        """Play it once, killed at these points; returns the points that each process passed.
+
+        Raises:
+            TimeoutError: It came to no end, and the node is of no use any more.
+        """
+        node = scenario.node
+        async with self._case(scenario, f"killed {list(crashes)}", crashes) as activities:
+            activities.extend(await scenario.act())
+            await node.crashes_are_over()
+            self.tally.injected += len(node.crashed())
+            if node.crashed() != list(crashes):
+                self.missed.append(crashes)
+        passed = node.passed()
+        node.disarm()
+        return passed
+
+    async def kill_after(self, scenario: Scenario, delays: Sequence[float]) -> None:
+        """Play it once, killed so many seconds after it began, and again after each start of the agent.
+
+        Raises:
+            TimeoutError: As above.
+        """
+        node = scenario.node
+        story = f"killed after {', '.join(f'{delay:.3f}' for delay in delays)} s"
+        async with self._case(scenario, story, ()) as activities:
+            acting = asyncio.create_task(scenario.act())
+            try:
+                for delay in delays:
+                    await asyncio.sleep(delay)
+                    self.tally.injected += await node.crash()
+                activities.extend(await acting)
+            finally:
+                acting.cancel()
+                await asyncio.gather(acting, return_exceptions=True)
+            await node.rest()
+        node.disarm()
+
+    @asynccontextmanager
+    async def _case(self, scenario: Scenario, story: str, crashes: Crashes) -> AsyncIterator[list[Activity]]:
+        """Prepare a case, have it played, and judge what it put into the list."""
+        story = f"{scenario.name}, {story}"
+        activities: list[Activity] = []
+        await scenario.prepare()
+        scenario.begin()
+        scenario.node.arm(str(next(self._cases)), list(crashes))
+        self.tally.cases += 1
+        self.tally.effects_expected += scenario.starts
+        self.tally.reports_expected += scenario.dispatched
+        try:
+            yield activities
+        except TimeoutError as error:
+            self.tally.fail(f"{story}, on {scenario.node.folder.name}", error)
+            raise
+        self.tally.effects_seen += scenario.started()
+        self.tally.reports_seen += len(activities)
+        try:
+            await scenario.judge(activities)
+        except (AssertionError, KeyError, ValueError) as error:
+            for activity in activities:
+                error.add_note(str(activity.raw))
+            self.tally.fail(story, error)
+
+    async def trace(self, scenario: Scenario, crashes: Crashes) -> list[str]:
+        """Play it, and return the points that its last process passed before it had nothing to do any more."""
+        passed = (await self.kill_at(scenario, crashes))[-1]
+        return [point for point in passed if not point.startswith(VARYING)]
+
+
+def unreached(missed: Iterable[Crashes]) -> list[Crashes]:
+    """Return what has to be reached and was not: how many calls it takes to hear and say all is not always the same."""
+    return [crashes for crashes in missed if all(point.endswith(":1") and "http." not in point for point in crashes)]
+
+
+def require_reached(tally: Tally, missed: Iterable[Crashes]) -> None:
+    """Count as a failure what was planned and never came: a kill that is not made proves nothing."""
+    if left := unreached(missed):
+        tally.fail("the campaign", LostError(f"these points were planned, and never reached: {left}"))
+
+
+async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: Stage) -> None:
+    """Have the nodes share the cases; one that came to no end takes no more."""
+
+    async def work(scenario: Scenario) -> None:
+        for crashes in cases:
+            try:
+                await stage.kill_at(scenario, crashes)
+            except TimeoutError:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for scenario in scenarios:
+            group.create_task(work(scenario))
+
+
+@asynccontextmanager
+async def staged(habitat: Habitat, tally: Tally) -> AsyncIterator[Stage]:
+    """Bring up a Supervisor, and what starts agents."""
+    async with Rig(standin_programs(), USUAL) as rig, Nursery(rig.folder, habitat.driver) as nursery:
+        yield Stage(rig, nursery, habitat, tally)
+
+
+def draw_delays(chance: random.Random, longest: float, most: int) -> list[float]:
+    """Draw moments of kills: some within milliseconds of a start, where an agent recovers, some later."""
+    count = chance.choice([1, 1, *range(1, most + 1)])
+    return [chance.choice([chance.uniform(0, 0.05), chance.uniform(0, longest)]) for _ in range(count)]

@@ -1,0 +1,239 @@
+"""kill -9 of the agent, in every habitat: at each point, in the recovery from that, at random moments, and together
+with its runtime, in the same boot or as a machine's crash does it.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from agent.protocol import ActivityStatus, DriverKind, ReasonCode
+from tests.e2e.habitats import PROCESSES, Habitat
+from tests.e2e.public_api import Activity
+from tests.e2e.scenarios import SCENARIOS, Reconfigure, Restart, Scenario, Start, Stop
+from tests.faults.crashes import Stage, draw_delays, require_reached, share, staged
+from tests.faults.fault import Budget, Fault, Ground, Run
+from tests.faults.tally import FalseReportError, LostError, RepeatedError, Tally
+
+Open = Callable[[], AbstractAsyncContextManager[Habitat]]
+Kind = type[Scenario]
+
+LONGEST = 1.2
+"""Seconds after which a random kill comes at the latest; most actions are over by then."""
+MOST = 4
+"""Kills in a row."""
+
+
+async def at_each_point(stage: Stage, kind: Kind, _ground: Ground, _budget: Budget) -> None:
+    """Kill it at each point that the action passes, once; however long that takes."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+        points = await stage.trace(nodes[0], ())
+        await share(nodes, iter([(point,) for point in points]), stage)
+    require_reached(stage.tally, stage.missed)
+    stage.missed.clear()
+
+
+async def in_recovery(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
+    """Kill it, kill it again at some point of the recovery from that, and so on."""
+
+    async def deepen(scenario: Scenario, points: list[str]) -> None:
+        crashes = [ground.chance.choice(points)]
+        for _ in range(ground.chance.randint(1, MOST - 1)):
+            passed = await stage.trace(scenario, crashes)
+            if not passed:
+                return
+            crashes.append(ground.chance.choice(passed))
+        await stage.kill_at(scenario, crashes)
+
+    async with AsyncExitStack() as stack:
+        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+        points = await stage.trace(nodes[0], ())
+        await together(nodes, budget, lambda node: deepen(node, points))
+
+
+async def at_random(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
+    """Kill it at moments that nobody chose."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+        await together(nodes, budget, lambda node: stage.kill_after(node, draw_delays(ground.chance, LONGEST, MOST)))
+
+
+async def together(nodes: list[Scenario], budget: Budget, play: Callable[[Scenario], Awaitable[None]]) -> None:
+    """Have all nodes play until the budget is over; one that came to no end plays no more."""
+
+    async def work(node: Scenario) -> None:
+        while budget.more():
+            try:
+                await play(node)
+            except TimeoutError:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for node in nodes:
+            group.create_task(work(node))
+
+
+class Blackout:
+    """Agent and runtime die at the same moment, once, while an action is under way.
+
+    Args:
+        stage: Where.
+        boots: Whether the machine boots after that; else both were killed in the same boot.
+    """
+
+    def __init__(self, stage: Stage, *, boots: bool) -> None:
+        self._stage = stage
+        self._boots = boots
+
+    async def play(self, scenario: Scenario, chance: random.Random) -> None:
+        """Play one case."""
+        node, tally = scenario.node, self._stage.tally
+        await scenario.prepare()
+        scenario.begin()
+        tally.cases += 1
+        tally.reports_expected += 1
+        delay = chance.uniform(0, LONGEST)
+        try:
+            acting = asyncio.create_task(scenario.act())
+            try:
+                await asyncio.sleep(delay)
+                killed = await self._both(scenario)
+                (activity,) = await acting
+            finally:
+                acting.cancel()
+                await asyncio.gather(acting, return_exceptions=True)
+            await node.rest()
+        except TimeoutError as error:
+            tally.fail(f"{scenario.name}, both killed after {delay:.3f} s, on {node.folder.name}", error)
+            raise
+        tally.reports_seen += 1
+        starts = self._called_for(scenario, activity)
+        tally.effects_expected += starts
+        tally.effects_seen += scenario.started() - self._again(scenario.started() - starts, killed)
+        try:
+            self._judge(scenario, activity, starts, killed)
+        except AssertionError as error:
+            error.add_note(str(activity.raw))
+            tally.fail(f"{scenario.name}, both killed after {delay:.3f} s", error)
+
+    async def _both(self, scenario: Scenario) -> int:
+        """Kill both; returns how many runs of this action died of it."""
+        node = scenario.node
+        node.hold()
+        node.agent.kill()
+        await node.until_ended()
+        before = {birth for birth in scenario.born() if not birth.alive}
+        await asyncio.to_thread(node.habitat.black_out, node.node.state_dir, node.node.starts_file)
+        killed = len(set(scenario.born()) - before)
+        if self._boots:
+            node.has_rebooted()
+        node.start_again()
+        self._stage.tally.injected += 1
+        return killed
+
+    def _called_for(self, scenario: Scenario, activity: Activity) -> int:
+        """Count the starts that the action asks for, as the crash left the runtime.
+
+        A run that died before its program had recorded its birth is known to the agent alone. Going back starts it once
+        more, and a reconfigure that found it down does not start it.
+        """
+        if activity.status is ActivityStatus.REJECTED:
+            return min(scenario.started(), scenario.starts + (activity.code == ReasonCode.ROLLED_BACK))
+        if isinstance(scenario, Reconfigure):
+            return int(activity.evidence["committed"])
+        return scenario.starts
+
+    def _again(self, more: int, killed: int) -> int:
+        """Count the runs that the crash itself made necessary: only a new boot does."""
+        return min(max(0, more), killed if self._boots else 0)
+
+    def _judge(self, scenario: Scenario, activity: Activity, starts: int, killed: int) -> None:
+        """Check what may be true after that: the table of docs/recovery.md."""
+        started, node = scenario.started(), scenario.node
+        most = starts + (killed if self._boots else 0)
+        if started > most or len(node.alive()) > 1:
+            msg = f"it was started {started} times, and {most} were called for; {len(node.alive())} run"
+            raise RepeatedError(msg)
+        if activity.status is ActivityStatus.REJECTED:
+            self._judge_rejected(scenario, activity)
+        elif started < starts:
+            msg = f"it is completed, and was started {started} times"
+            raise LostError(msg)
+        elif starts:
+            # It may have died with the agent after it was seen ready; it is one of the runs in any case.
+            self._judge_run(scenario, activity)
+        elif node.alive() and isinstance(scenario, Stop):
+            msg = "it is completed, and still runs"
+            raise FalseReportError(msg)
+
+    def _judge_rejected(self, scenario: Scenario, activity: Activity) -> None:
+        """Only a run that ended in the boot in which it began makes an action fail."""
+        allowed = {ReasonCode.START_FAILED, ReasonCode.UNSTABLE, ReasonCode.ROLLED_BACK, ReasonCode.ROLLBACK_FAILED}
+        if self._boots or isinstance(scenario, Stop) or activity.code not in allowed:
+            msg = f"it is rejected as {activity.code}"
+            raise FalseReportError(msg)
+
+    def _judge_run(self, scenario: Scenario, activity: Activity) -> None:
+        facts = activity.evidence["running" if isinstance(scenario, Reconfigure) else "after"]
+        alive = {scenario.node.incarnation(birth) for birth in scenario.node.alive()}
+        if alive and facts["incarnation"] not in alive:
+            msg = f"it says that {facts['incarnation']} runs, and {alive} does"
+            raise FalseReportError(msg)
+
+
+async def same_boot(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
+    """Kill both, as a lack of memory may."""
+    await _blackouts(Blackout(stage, boots=False), stage, kind, ground, budget)
+
+
+async def new_boot(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
+    """Kill both, and give the agent the boot id of a new boot."""
+    await _blackouts(Blackout(stage, boots=True), stage, kind, ground, budget)
+
+
+async def _blackouts(blackout: Blackout, stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+        await together(nodes, budget, lambda node: blackout.play(node, ground.chance))
+
+
+Play = Callable[[Stage, Kind, Ground, Budget], Awaitable[None]]
+
+
+def _row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
+    async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
+        async with open_habitat() as habitat, staged(habitat, tally) as stage:
+            for kind in kinds:
+                await play(stage, kind, ground, budget.part(1 / len(kinds)))
+
+    return run
+
+
+PLAIN = (Start, Stop, Restart, Reconfigure)
+
+
+ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...]], ...] = (
+    ("point", "kill -9 at each point", at_each_point, SCENARIOS),
+    ("recovery", "kill -9 in recovery too", in_recovery, SCENARIOS),
+    ("random", "kill -9 at random", at_random, SCENARIOS),
+    ("both", "agent and runtime killed", same_boot, PLAIN),
+    ("machine", "machine crash", new_boot, PLAIN),
+)
+
+
+def rows(driver: DriverKind, open_habitat: Open) -> tuple[Fault, ...]:
+    """Return all rows of one habitat."""
+    return tuple(
+        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", _row(play, open_habitat, kinds))
+        for key, name, play, kinds in ROWS
+    )
+
+
+@asynccontextmanager
+async def processes() -> AsyncIterator[Habitat]:
+    """Nothing is needed for them."""
+    yield PROCESSES
+
+
+FAULTS = rows(DriverKind.PROCESS, processes)
