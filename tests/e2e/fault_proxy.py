@@ -16,18 +16,33 @@ LONGEST = 120.0
 """Seconds that a call may be held by the Supervisor."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchange:
     """One request on its way, and what brings the Supervisor's answer to it.
 
     Attributes:
         path: Below `/agent/v1/`.
+        upstream: Where the Supervisor is.
+        hit: Whether the fault came; one that finds nothing to spoil says that it did not.
     """
 
     request: web.Request
     path: str
     body: bytes
+    upstream: str
     forward: Callable[[], Awaitable[web.Response]]
+    hit: bool = True
+
+    @property
+    def left(self) -> bool:
+        """Whether the agent has given the call up."""
+        return self.request.transport is None or self.request.transport.is_closing()
+
+    def abort(self) -> web.StreamResponse:
+        """Close the agent's connection without another byte."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+        return web.Response(status=502)
 
 
 Fault = Callable[[Exchange], Awaitable[web.StreamResponse]]
@@ -40,19 +55,19 @@ async def none(exchange: Exchange) -> web.StreamResponse:
 
 async def drop(exchange: Exchange) -> web.StreamResponse:
     """Close the connection without an answer, and without having asked for one."""
-    return _abort(exchange)
+    return exchange.abort()
 
 
 async def swallow(exchange: Exchange) -> web.StreamResponse:
     """Pass the request on, and lose the answer."""
     await exchange.forward()
-    return _abort(exchange)
+    return exchange.abort()
 
 
 async def hang(exchange: Exchange) -> web.StreamResponse:
     """Take the request and never answer, until `FaultProxy.set` ends this fault."""
     await asyncio.sleep(LONGEST)
-    return _abort(exchange)
+    return exchange.abort()
 
 
 async def cut(exchange: Exchange) -> web.StreamResponse:
@@ -63,7 +78,7 @@ async def cut(exchange: Exchange) -> web.StreamResponse:
     response.content_length = len(body)
     await response.prepare(exchange.request)
     await response.write(body[: len(body) // 2])
-    return _abort(exchange)
+    return exchange.abort()
 
 
 def answer_with(status: int, **headers: str) -> Fault:
@@ -99,12 +114,6 @@ def refuse_reports(refused: Callable[[Mapping[str, Any]], bool]) -> Fault:
         return await exchange.forward()
 
     return fault
-
-
-def _abort(exchange: Exchange) -> web.StreamResponse:
-    if exchange.request.transport is not None:
-        exchange.request.transport.abort()
-    return web.Response(status=502)
 
 
 @dataclass(slots=True)
@@ -166,12 +175,12 @@ class FaultProxy:
         path = request.path.removeprefix("/agent/v1/")
         self.calls.append((time.monotonic(), path))
         body = await request.read()
-        exchange = Exchange(request, path, body, lambda: self._forward(request, body))
+        exchange = Exchange(request, path, body, self.upstream, lambda: self._forward(request, body))
         answer = asyncio.ensure_future(self._fault(exchange))
         ended = asyncio.ensure_future(self._ended.wait())
         try:
             await asyncio.wait({answer, ended}, return_when=asyncio.FIRST_COMPLETED)
-            return answer.result() if answer.done() else _abort(exchange)
+            return answer.result() if answer.done() else exchange.abort()
         finally:
             for task in (answer, ended):
                 task.cancel()
