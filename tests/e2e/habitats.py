@@ -42,6 +42,11 @@ class Habitat(Protocol):
         """Which driver."""
         ...
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes it takes, at least, to keep a machine busy: where much is waited for, it takes more."""
+        ...
+
     def settle(self, home: Home) -> dict[str, Any]:
         """Make what the driver controls, and return the runtime's settings for it; nothing runs yet."""
         ...
@@ -50,12 +55,24 @@ class Habitat(Protocol):
         """End and remove all of a node; its agent has ended."""
         ...
 
-    def black_out(self, state_dir: Path, starts_file: Path) -> None:
-        """End a node's runtimes as a crash does, and what is on its way to become one; the agent has ended."""
+    def black_out(self, state_dir: Path, starts_file: Path, *, boots: bool) -> None:
+        """End a node's runtimes as a crash does, and what is on its way to become one; the agent has ended.
+
+        Args:
+            boots: The machine boots after it, so that what no disk holds is forgotten.
+        """
         ...
 
     def incarnation(self, birth: Birth, boot_id: str) -> str:
         """Return the name that the agent has for a run that lives, and was started in that boot."""
+        ...
+
+    def check(self, state_dir: Path) -> None:
+        """Check what else there is of a node that has nothing to do.
+
+        Raises:
+            LostError: Something is missing, or too much.
+        """
         ...
 
     def agent_environment(self) -> Mapping[str, str]:
@@ -67,6 +84,7 @@ class Processes:
     """The process driver's: nothing has to be made."""
 
     driver = DriverKind.PROCESS
+    nodes = 1
 
     def settle(self, home: Home) -> dict[str, Any]:
         """Return the command."""
@@ -76,13 +94,16 @@ class Processes:
         """Kill what runs."""
         end_runtimes(state_dir, starts_file)
 
-    def black_out(self, state_dir: Path, starts_file: Path) -> None:
+    def black_out(self, state_dir: Path, starts_file: Path, *, boots: bool) -> None:
         """Kill what runs, and launchers on their way."""
         end_runtimes(state_dir, starts_file)
 
     def incarnation(self, birth: Birth, boot_id: str) -> str:
         """Return boot id, pid and start."""
         return f"{boot_id}.{birth.pid}.{birth.start_ticks}"
+
+    def check(self, state_dir: Path) -> None:
+        """Check nothing: there is only what runs."""
 
     def agent_environment(self) -> Mapping[str, str]:
         """Return nothing."""

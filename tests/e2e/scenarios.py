@@ -1,6 +1,7 @@
 """What is done while the agent is killed, and what then has to be true, seen from outside."""
 
 import abc
+import asyncio
 import itertools
 from dataclasses import replace
 from typing import ClassVar
@@ -70,7 +71,7 @@ class Scenario(abc.ABC):
 
         Raises:
             RepeatedError: It was started too often, or runs twice.
-            LostError: It was started too rarely, or an old run was left running.
+            LostError: It was started too rarely, or an old run was left running, or its habitat lacks something.
             AssertionError: A report is not true, or the agent is not well.
         """
         self.count_effects()
@@ -82,6 +83,7 @@ class Scenario(abc.ABC):
         if len(activities) == 1 and interrupted is not None:
             assert activities[0].recovered is interrupted, "the report is wrong about being recovered"
         self.check(*activities)
+        await asyncio.to_thread(self.node.habitat.check, self.node.node.state_dir)
 
     def count_effects(self) -> None:
         """Check that there was each effect once."""

@@ -33,22 +33,50 @@ class Stage:
         nursery: Starts the agents.
         habitat: Of all its nodes.
         tally: Counts.
+        impatient: Whether the first failure ends it.
     """
 
-    def __init__(self, rig: Rig, nursery: Nursery, habitat: Habitat, tally: Tally) -> None:
+    def __init__(self, rig: Rig, nursery: Nursery, habitat: Habitat, tally: Tally, *, impatient: bool = False) -> None:
         self.rig = rig
         self.tally = tally
+        self._impatient = impatient
         self.missed: list[Crashes] = []
         self._nursery = nursery
         self._habitat = habitat
         self._names = itertools.count(1)
         self._cases = itertools.count(1)
 
+    @asynccontextmanager
+    async def company(self, kind: type[Scenario]) -> AsyncIterator[list[Scenario]]:
+        """Bring up nodes for a scenario, as many as it and the habitat want, side by side."""
+        nodes = [self._node(kind) for _ in range(max(kind.nodes, self._habitat.nodes))]
+        entered: list[CrashNode] = []
+
+        async def enter(node: CrashNode) -> None:
+            entered.append(await node.__aenter__())
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node in nodes:
+                    group.create_task(enter(node))
+            yield [kind(node) for node in nodes]
+        finally:
+            async with asyncio.TaskGroup() as group:
+                for node in entered:
+                    group.create_task(node.__aexit__(None, None, None))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be played."""
+        return self._impatient and self.tally.wrong > 0
+
     async def enter(self, stack: AsyncExitStack, kind: type[Scenario]) -> Scenario:
         """Bring up a node for a scenario."""
+        return kind(await stack.enter_async_context(self._node(kind)))
+
+    def _node(self, kind: type[Scenario]) -> CrashNode:
         name = f"{kind.__name__.lower()}-{next(self._names)}"
-        node = CrashNode(self.rig, self._nursery, name, kind.options, habitat=self._habitat)
-        return kind(await stack.enter_async_context(node))
+        return CrashNode(self.rig, self._nursery, name, kind.options, habitat=self._habitat)
 
     async def kill_at(self, scenario: Scenario, crashes: Crashes) -> list[list[str]]:
         """Play it once, killed at these points; returns the points that each process passed.
@@ -134,7 +162,7 @@ async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: 
     """Have the nodes share the cases; one that came to no end takes no more."""
 
     async def work(scenario: Scenario) -> None:
-        for crashes in cases:
+        for crashes in itertools.takewhile(lambda _: not stage.is_over, cases):
             try:
                 await stage.kill_at(scenario, crashes)
             except TimeoutError:
@@ -146,10 +174,10 @@ async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: 
 
 
 @asynccontextmanager
-async def staged(habitat: Habitat, tally: Tally) -> AsyncIterator[Stage]:
+async def staged(habitat: Habitat, tally: Tally, *, impatient: bool = False) -> AsyncIterator[Stage]:
     """Bring up a Supervisor, and what starts agents."""
     async with Rig(standin_programs(), USUAL) as rig, Nursery(rig.folder, habitat.driver) as nursery:
-        yield Stage(rig, nursery, habitat, tally)
+        yield Stage(rig, nursery, habitat, tally, impatient=impatient)
 
 
 def draw_delays(chance: random.Random, longest: float, most: int) -> list[float]:

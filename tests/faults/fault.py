@@ -16,11 +16,13 @@ class Budget:
         seconds: Wall time. What has begun is finished; nothing new begins after it.
         most: Rounds after which it ends in any case; None: as many as fit.
         least: Rounds that are done in any case, also when the time is over.
+        impatient: Whether the first failure ends it; for whoever wants to know only whether there is one.
     """
 
-    def __init__(self, seconds: float, *, most: int | None = None, least: int = 1) -> None:
+    def __init__(self, seconds: float, *, most: int | None = None, least: int = 1, impatient: bool = False) -> None:
         self.seconds = seconds
         self.most = most
+        self.impatient = impatient
         self._least = least
         self._ends = time.monotonic() + seconds
         self._begun = 0
@@ -28,7 +30,7 @@ class Budget:
     def part(self, share: float) -> "Budget":
         """Return a budget that begins now, for so much of the whole time and rounds; it may have no round at all."""
         most = None if self.most is None else max(1, round(self.most * share))
-        return Budget(self.seconds * share, most=most, least=0)
+        return Budget(self.seconds * share, most=most, least=0, impatient=self.impatient)
 
     def more(self) -> bool:
         """Tell whether another round may begin, and count it; the condition of every loop over rounds."""

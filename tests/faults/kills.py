@@ -5,7 +5,7 @@ with its runtime, in the same boot or as a machine's crash does it.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from agent.protocol import ActivityStatus, DriverKind, ReasonCode
 from tests.e2e.habitats import PROCESSES, Habitat
@@ -26,11 +26,11 @@ MOST = 4
 
 async def at_each_point(stage: Stage, kind: Kind, _ground: Ground, _budget: Budget) -> None:
     """Kill it at each point that the action passes, once; however long that takes."""
-    async with AsyncExitStack() as stack:
-        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+    async with stage.company(kind) as nodes:
         points = await stage.trace(nodes[0], ())
         await share(nodes, iter([(point,) for point in points]), stage)
-    require_reached(stage.tally, stage.missed)
+    if not stage.is_over:
+        require_reached(stage.tally, stage.missed)
     stage.missed.clear()
 
 
@@ -46,24 +46,26 @@ async def in_recovery(stage: Stage, kind: Kind, ground: Ground, budget: Budget) 
             crashes.append(ground.chance.choice(passed))
         await stage.kill_at(scenario, crashes)
 
-    async with AsyncExitStack() as stack:
-        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
+    async with stage.company(kind) as nodes:
         points = await stage.trace(nodes[0], ())
-        await together(nodes, budget, lambda node: deepen(node, points))
+        await together(stage, nodes, budget, lambda node: deepen(node, points))
 
 
 async def at_random(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
     """Kill it at moments that nobody chose."""
-    async with AsyncExitStack() as stack:
-        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
-        await together(nodes, budget, lambda node: stage.kill_after(node, draw_delays(ground.chance, LONGEST, MOST)))
+    async with stage.company(kind) as nodes:
+        await together(
+            stage, nodes, budget, lambda node: stage.kill_after(node, draw_delays(ground.chance, LONGEST, MOST))
+        )
 
 
-async def together(nodes: list[Scenario], budget: Budget, play: Callable[[Scenario], Awaitable[None]]) -> None:
+async def together(
+    stage: Stage, nodes: list[Scenario], budget: Budget, play: Callable[[Scenario], Awaitable[None]]
+) -> None:
     """Have all nodes play until the budget is over; one that came to no end plays no more."""
 
     async def work(node: Scenario) -> None:
-        while budget.more():
+        while not stage.is_over and budget.more():
             try:
                 await play(node)
             except TimeoutError:
@@ -124,7 +126,7 @@ class Blackout:
         node.agent.kill()
         await node.until_ended()
         before = {birth for birth in scenario.born() if not birth.alive}
-        await asyncio.to_thread(node.habitat.black_out, node.node.state_dir, node.node.starts_file)
+        await asyncio.to_thread(node.habitat.black_out, node.node.state_dir, node.node.starts_file, boots=self._boots)
         killed = len(set(scenario.born()) - before)
         if self._boots:
             node.has_rebooted()
@@ -193,18 +195,22 @@ async def new_boot(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> 
 
 
 async def _blackouts(blackout: Blackout, stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
-    async with AsyncExitStack() as stack:
-        nodes = [await stage.enter(stack, kind) for _ in range(kind.nodes)]
-        await together(nodes, budget, lambda node: blackout.play(node, ground.chance))
+    async with stage.company(kind) as nodes:
+        await together(stage, nodes, budget, lambda node: blackout.play(node, ground.chance))
 
 
 Play = Callable[[Stage, Kind, Ground, Budget], Awaitable[None]]
 
 
-def _row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
+def row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
+    """Play kinds of scenarios in a habitat, one after the other."""
+
     async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
-        async with open_habitat() as habitat, staged(habitat, tally) as stage:
+        impatient = budget.impatient
+        async with open_habitat() as habitat, staged(habitat, tally, impatient=impatient) as stage:
             for kind in kinds:
+                if stage.is_over:
+                    break
                 await play(stage, kind, ground, budget.part(1 / len(kinds)))
 
     return run
@@ -225,7 +231,7 @@ ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...]], ...] = (
 def rows(driver: DriverKind, open_habitat: Open) -> tuple[Fault, ...]:
     """Return all rows of one habitat."""
     return tuple(
-        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", _row(play, open_habitat, kinds))
+        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds))
         for key, name, play, kinds in ROWS
     )
 

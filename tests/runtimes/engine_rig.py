@@ -1,6 +1,7 @@
 """A Docker Engine of the tests' own: its own socket and folders, no bridge, nothing pulled; taken down by its pid.
 
-Where it cannot be had, the tests that need it are skipped, saying what is missing; in CI they fail.
+Where it cannot be had, the tests that need it are skipped, saying what is missing; in CI they fail. What is no test
+opens it by `own_engine`, and hears of that as an error.
 """
 
 import asyncio
@@ -37,6 +38,10 @@ SLEEPER = ("/bin/sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait")
 """Ends at once on SIGTERM."""
 DEAF = ("/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000 & wait; sleep 1000")
 """Has to be killed."""
+
+
+class EngineMissingError(Exception):
+    """An Engine cannot be had here, or did not come up; says why."""
 
 
 def missing() -> list[str]:
@@ -84,7 +89,8 @@ class RealEngine:
                 knock.connect(f"{self.folder}/docker.sock")
                 break
             if time.monotonic() > deadline or self.process.poll() is not None:
-                pytest.fail(f"dockerd did not come up: {self.tail()}")
+                msg = f"dockerd did not come up: {self.tail()}"
+                raise EngineMissingError(msg)
             time.sleep(0.05)
         self.api = docker.APIClient(self.address, version="auto", timeout=60)
         self.api.trust_env = False
@@ -151,12 +157,26 @@ class RealEngine:
 
 @contextmanager
 def running_engine() -> Iterator[RealEngine]:
-    """Start an Engine, and take it down again."""
+    """Start an Engine for a test, and take it down again; where there can be none, it is skipped, or fails in CI."""
     if lacks := missing():
         message = f"a Docker Engine cannot be had here; missing: {', '.join(lacks)}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    with own_engine() as engine:
+        yield engine
+
+
+@contextmanager
+def own_engine() -> Iterator[RealEngine]:
+    """Start an Engine, and take it down again.
+
+    Raises:
+        EngineMissingError: It cannot be had here, or it did not come up.
+    """
+    if lacks := missing():
+        msg = f"cannot start a Docker Engine; missing: {', '.join(lacks)}"
+        raise EngineMissingError(msg)
     folder = Path(tempfile.mkdtemp(prefix="engine-"))  # short: a socket's path has 107 bytes
     engine = RealEngine(folder)
     try:
