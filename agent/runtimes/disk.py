@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from agent.errors import Rejection
 from agent.protocol import ReasonCode
+from agent.runtimes import means
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -25,5 +26,5 @@ def explained(doing: str, *, otherwise: ReasonCode) -> Iterator[None]:
         if error.errno in FULL:
             hint = "free space on the disk of the state folder"
             raise Rejection(ReasonCode.NO_SPACE, f"cannot {doing}: the disk is full{at}", hint=hint) from error
-        hint = "check the state folder and its permissions"
+        hint = means.hint(error) or "check the state folder and its permissions"
         raise Rejection(otherwise, f"cannot {doing}: {error.strerror or error}{at}", hint=hint) from error

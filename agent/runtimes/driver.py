@@ -7,6 +7,7 @@ for docker and process, where a restart is stop then start, the start) is record
 observation read just before it.
 """
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,8 +24,16 @@ BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read_boot_id() -> str:
-    """Read the identity of this boot of the machine: random(4)."""
-    return BOOT_ID_FILE.read_text().strip()
+    """Return the identity of this boot of the machine: random(4).
+
+    Read once: it stays the same for as long as this process lives, and is then known also when nothing can be opened.
+    """
+    return _read_once(BOOT_ID_FILE)
+
+
+@functools.cache
+def _read_once(file: Path) -> str:
+    return file.read_text().strip()
 
 
 class Call(StrEnum):

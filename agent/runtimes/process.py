@@ -335,7 +335,8 @@ class ProcessDriver:
             spawn.launch(plan, self._lock)
         finally:
             self._release_lock()
-        self._look()  # from now on its end is noticed, also when the caller was cancelled meanwhile
+        with suppress(Rejection):  # it was started: whoever waits for it looks again
+            self._look()  # from now on its end is noticed, also when the caller was cancelled meanwhile
 
     async def _bring_down(self, before: Observation) -> Outcome:
         """End the run that was read as `before`, and no other, and then what is left of its children."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from agent.errors import Rejection
 from agent.protocol import ReasonCode, RuntimeName
-from agent.runtimes import disk
+from agent.runtimes import disk, means
 
 PROGRAM = Path(__file__).with_name("launch.py")
 
@@ -77,11 +77,8 @@ def launch(plan: Launch, lock: int, *, timeout: float = TIMEOUT) -> None:
     Raises:
         Rejection: `not_found` when there is no such command, `no_space`, else `start_failed`.
     """
-    source = os.memfd_create("iggy-agent-launch")
-    errors, errors_of_child = os.pipe()
+    source, errors, errors_of_child = _channels(plan)
     try:
-        os.write(source, plan.as_json())
-        os.lseek(source, 0, os.SEEK_SET)
         child = _spawn(plan, source, errors_of_child, lock)
         os.close(errors_of_child)
         errors_of_child = -1
@@ -105,6 +102,22 @@ def launch(plan: Launch, lock: int, *, timeout: float = TIMEOUT) -> None:
                 os.close(descriptor)
 
 
+def _channels(plan: Launch) -> tuple[int, int, int]:
+    """Open what the launcher is told by, and both ends of what it answers by."""
+    opened: list[int] = []
+    try:
+        opened.append(os.memfd_create("iggy-agent-launch"))
+        os.write(opened[0], plan.as_json())
+        os.lseek(opened[0], 0, os.SEEK_SET)
+        opened += os.pipe()
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise _without_means(plan, "say what to start", error) from error
+    source, errors, errors_of_child = opened
+    return source, errors, errors_of_child
+
+
 def _spawn(plan: Launch, source: int, errors: int, lock: int) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(  # noqa: S603 - our own program
@@ -117,10 +130,17 @@ def _spawn(plan: Launch, source: int, errors: int, lock: int) -> "subprocess.Pop
             start_new_session=True,
         )
     except OSError as error:
+        if means.hint(error) is not None:
+            raise _without_means(plan, "make a process", error) from error
         msg = f"cannot start {plan.runtime}: cannot execute {sys.executable}: {error.strerror}"
         raise Rejection(
             ReasonCode.START_FAILED, msg, hint="the agent's own Python is needed to start it; was it removed?"
         ) from error
+
+
+def _without_means(plan: Launch, doing: str, error: OSError) -> Rejection:
+    msg = f"cannot start {plan.runtime}: cannot {doing}: {error.strerror}"
+    return Rejection(ReasonCode.START_FAILED, msg, hint=means.hint(error) or "look at the system's log")
 
 
 def _read_to_end(descriptor: int, timeout: float) -> bytes | None:
@@ -138,11 +158,16 @@ def _read_to_end(descriptor: int, timeout: float) -> bytes | None:
 
 
 def _was_recorded(plan: Launch, pid: int) -> bool:
-    """Tell an exec from a death before it: both close the pipe, but the record is always written before exec."""
+    """Tell an exec from a death before it: both close the pipe, but the record is always written before exec.
+
+    One that cannot be read just now is left to the next look at the runtime.
+    """
     try:
         return bool(json.loads(plan.record.read_bytes())["pid"] == pid)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
 
 
 def _explain(plan: Launch, failure: Mapping[str, Any]) -> Rejection:

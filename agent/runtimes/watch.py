@@ -36,7 +36,10 @@ class Watch:
     _closed: bool = False
 
     async def end(self, number: signal.Signals, *, within: float) -> bool:
-        """Send a signal to exactly this process, and tell whether it ended within so many seconds."""
+        """Send a signal to exactly this process, and tell whether it ended within so many seconds.
+
+        One that ended is never taken for one that did not, also when this agent got no processor for that long.
+        """
         self.requested = True
         if not self._closed:
             with suppress(ProcessLookupError):
@@ -45,7 +48,9 @@ class Watch:
             async with asyncio.timeout(within):
                 await self._ended.wait()
         except TimeoutError:
-            return False
+            if self._closed or not proc.has_ended(self.pidfd):
+                return False
+            await self._ended.wait()
         return True
 
     def collect(self) -> int | None:
