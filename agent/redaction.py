@@ -8,10 +8,11 @@ defined here once, for the agent and for the Supervisor.
 import json
 import re
 import threading
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
+
+from agent.toml import TomlError, read_toml
 
 MARKER = "[redacted]"
 
@@ -131,8 +132,8 @@ def config_secrets(values: Mapping[str, str], secret_keys: Collection[str], file
     found = {value for key, value in values.items() if key in secret_keys or is_secret_name(key)}
     for path, content in files.items():
         if path.endswith(".toml"):
-            with suppress(tomllib.TOMLDecodeError, RecursionError):  # no runtime can read its secrets either
-                found.update(named_secrets(tomllib.loads(content)))
+            with suppress(TomlError):  # no runtime can read its secrets either
+                found.update(named_secrets(read_toml(content)))
     return found
 
 

@@ -71,6 +71,14 @@ def test_defaults_are_as_documented_and_satisfy_the_rules(write: Write) -> None:
     assert iggy.owned is False
 
 
+@pytest.mark.parametrize(
+    "name", ["_env_file", "_cli_parse_args", "_secrets_dir", "self", "_build_sources", "model_config"]
+)
+def test_a_name_that_means_something_to_the_library_is_no_setting(write: Write, name: str) -> None:
+    config = write(f"{name} = '/etc/passwd'\n" + GOOD)
+    assert str(problems(config)[name]) == f"{config}: {name}: cannot use it: no such setting"
+
+
 def test_a_probe_table_has_defaults_of_its_own_that_fit_the_action(write: Write) -> None:
     probe = (
         loaded(write(GOOD + '[runtimes.iggy.probe]\nhttp = "http://127.0.0.1:3000/ping"'))
@@ -251,7 +259,13 @@ def test_a_key_that_is_like_no_other_gets_the_list_of_known_ones(write: Write) -
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[supervisor\n", "cannot parse it as TOML: expected"), (b"x = \xff", "cannot read it: not UTF-8")],
+    [
+        (b"[supervisor\n", "cannot parse it as TOML: expected"),
+        (b"x = \xff", "cannot read it: not UTF-8"),
+        (b"x = " + b"[" * 100_000, "cannot parse it as TOML: it is nested too deeply"),
+        (b"x = " + b"9" * 5_000, "cannot parse it as TOML: a number in it has too many digits"),
+        (b".".join([b"a"] * 100_000) + b" = 1", "cannot parse it as TOML: a name has more than 32 dots"),
+    ],
 )
 def test_a_file_that_is_not_toml_is_named_and_hides_what_it_may_hold(
     write: Write, tmp_path: Path, content: bytes, message: str

@@ -1,12 +1,12 @@
 """What a config has to be before anything of it touches the node."""
 
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterator
 
 from agent.errors import Rejection
 from agent.protocol import MAX_CONFIG_BYTES, Config, ReasonCode, RuntimeName
+from agent.toml import TomlError, read_toml
 
 CONFIG_PATH = {
     RuntimeName.IGGY: "IGGY_CONFIG_PATH",
@@ -107,9 +107,7 @@ def _faults_of_files(config: Config) -> Iterator[Fault]:
 def _fault_of_toml(content: str) -> str | None:
     """Say where it breaks, which Iggy itself does not."""
     try:
-        tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+        read_toml(content)
+    except TomlError as error:
         return str(error)
-    except RecursionError:
-        return "it is nested too deeply"
     return None

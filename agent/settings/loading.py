@@ -66,8 +66,12 @@ def load_connection(
 
 def _judge(model: type[Model], layers: Layers, values: Mapping[str, Any]) -> Model:
     problems = list(layers.problems)
+    # Asked here, for the model takes names such as _env_file for instructions to itself.
+    unknown = [name for name in values if name not in model.model_fields]
+    problems += [_unknown((name,), layers) for name in unknown]
+    known = {name: value for name, value in values.items() if name not in unknown}
     try:
-        made = model(**({"supervisor": {}} | dict(values)))
+        made = model(**({"supervisor": {}} | known))
     except ValidationError as error:
         # What seems missing may be in a source that could not be read.
         found = [
@@ -97,14 +101,19 @@ def _explain(detail: ErrorDetails, layers: Layers) -> Iterator[Problem]:
     elif detail["type"] == "missing":
         yield Problem(layers.origin(key), ".".join(key), "cannot be missing: it has no default", about)
     elif detail["type"] == "extra_forbidden":
-        hint = suggest(key[-1], _names(key[:-1])) or f"known here: {', '.join(_names(key[:-1]))}"
-        yield Problem(layers.origin(key), ".".join(key), "cannot use it: no such setting", hint)
+        yield _unknown(key, layers)
     elif detail["loc"][-1:] == ("[key]",):
         hint = suggest(key[-1], list(RuntimeName)) or f"known: {', '.join(RuntimeName)}"
         yield Problem(layers.origin(key), ".".join(key), "cannot manage it: no such runtime", hint)
     else:
         text = detail["msg"].removeprefix("Value error, ")
         yield Problem(layers.origin(key), ".".join(key), f"cannot use its value: {text[:1].lower()}{text[1:]}", about)
+
+
+def _unknown(key: Key, layers: Layers) -> Problem:
+    names = _names(key[:-1])
+    hint = suggest(key[-1], names) or f"known here: {', '.join(names)}"
+    return Problem(layers.origin(key), ".".join(key), "cannot use it: no such setting", hint)
 
 
 _TABLES: dict[Key, type[BaseModel]] = {

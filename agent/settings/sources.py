@@ -6,7 +6,6 @@ it and `check-config --print` can show it.
 
 import contextlib
 import difflib
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic_settings import SettingsError as ValueUnreadableError
 
 from agent.places import find_places
 from agent.settings.model import Settings
+from agent.toml import TomlError, read_toml
 
 PREFIX = "AGENT_"
 DELIMITER = "__"
@@ -107,13 +107,13 @@ def _add_files(layers: Layers, *, required: bool) -> None:
         layers.problems.append(_unreadable(folder, error))
     for path in (layers.main_file, *drop_ins):
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = read_toml(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             if required or path is not layers.main_file:
                 layers.problems.append(_unreadable(path, error))
         except OSError as error:
             layers.problems.append(_unreadable(path, error))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (TomlError, UnicodeDecodeError) as error:
             layers.problems.append(_malformed(path, error))
         else:
             layers.files.append(path)

@@ -50,6 +50,8 @@ def test_a_wrong_checksum_has_its_own_code() -> None:
         (config(secret_keys=["IGGY_TYPO"]), "secret_keys names 'IGGY_TYPO'"),
         (config(files={"config.toml": "[tcp]\naddress = \n"}), r"config.toml is not TOML: .*line 2"),
         (config(files={"config.toml": "a = " + "[" * 5000}), "config.toml is not TOML"),
+        (config(files={"config.toml": "a = " + "9" * 5000}), "config.toml is not TOML: a number in it has too many"),
+        (config(files={"config.toml": "a." * 250_000 + "a = 1"}), "config.toml is not TOML: a name has more than"),
         (config(files={f"f{n}": "" for n in range(rules.MAX_FILES + 1)}), "it has 257 files"),
         (config(files={"a": "", "a/b": ""}), "path a is a file and a folder"),
         (config(files={"big": "x" * MAX_CONFIG_BYTES}), "at most 524288 are allowed"),

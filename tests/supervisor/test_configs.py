@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from agent.protocol import MAX_CONFIG_BYTES, Config
 from tests.supervisor.rig import Rig, command, heartbeat, report
 
@@ -168,3 +170,10 @@ async def test_a_config_is_bounded_as_the_agent_would_get_it(rig: Rig) -> None:
     body = {"name": "edge", "values": {"IGGY_A": "x" * (MAX_CONFIG_BYTES - overhead + 1)}}
     (await rig.call("POST", "configs/iggy", json_body=body)).problem(413, "config_too_large")
     assert (await rig.call("GET", "configs/iggy/edge/versions")).ok()["total_results"] == 2
+
+
+@pytest.mark.parametrize("content", ["a = " + "9" * 5_000, "a." * 200_000 + "a = 1"], ids=["digits", "dots"])
+async def test_toml_that_is_hard_to_read_is_for_the_agent_to_judge(rig: Rig, content: str) -> None:
+    """Looking for its secrets must neither fail nor hold up everybody else."""
+    made = await rig.config(files=[{"path": "config.toml", "content": content}])
+    assert made["files"] == [{"path": "config.toml", "size": len(content)}]
