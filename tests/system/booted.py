@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.system.control_groups import make_groups, remove_groups
+
 BOOT_TIMEOUT = 60.0
 COMMAND_TIMEOUT = 60.0
 END_TIMEOUT = 20.0
@@ -35,6 +37,12 @@ echo mounted
 exec sleep infinity
 """
 """Holds the files; what this machine would start is taken out."""
+ENTER = """
+while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done
+shift
+exec "$@"
+"""
+"""Runs a command in these control groups."""
 
 
 class CommandError(Exception):
@@ -55,15 +63,21 @@ class Booted:
     """One such system. All methods block.
 
     It is started from the main thread: the death signal is sent when the thread that started a process ends.
+
+    Args:
+        shown: Folders of this machine that are seen inside at the same paths, read-only; what lies on the file system
+            of `/` is there in any case, but for what is in `/tmp` and `/run`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Sequence[Path] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="iggy-booted-"))
         self.root_outside = self.folder / "root"
         """The path of its root in the mount namespace of `outside`."""
         self.console = self.folder / "console.log"
         self._holder: subprocess.Popen[str] | None = None
         self._nspawn: subprocess.Popen[bytes] | None = None
+        self._shown = shown
+        self._groups: list[Path] = []
         self.boots = 0
 
     # --- begin and end
@@ -82,12 +96,16 @@ class Booted:
 
     def boot(self) -> None:
         """Start systemd, and wait until it has booted."""
+        if not self._groups:
+            self._groups = make_groups(self.folder.name)
         with self.console.open("ab") as log:
             self._nspawn = subprocess.Popen(
                 [
-                    *_dying(*self._in_namespace("systemd-nspawn")),
+                    *_dying(*self._in_namespace("sh", "-c", ENTER, "sh")),
+                    *(*map(str, self._groups), "--", "systemd-nspawn"),
                     *("--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--timezone=off"),
                     *("--link-journal=no", "--resolv-conf=off", f"--machine={self.folder.name.replace('_', 'x')}"),
+                    *(f"--bind-ro={folder}" for folder in self._shown),
                     f"--directory={self.root_outside}",
                 ],
                 stdin=subprocess.DEVNULL,
@@ -118,6 +136,7 @@ class Booted:
                 self._holder.wait(END_TIMEOUT)
                 assert self._holder.stdout is not None
                 self._holder.stdout.close()
+            remove_groups(self._groups)
             shutil.rmtree(self.folder)
 
     def _kill(self) -> None:
