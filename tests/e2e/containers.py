@@ -49,6 +49,7 @@ class Containers:
 
     driver = DriverKind.DOCKER
     nodes = 16
+    ready_within = 12.0
 
     def __init__(self, engine: RealEngine, policy: str = "no") -> None:
         self._engine = engine

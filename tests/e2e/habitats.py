@@ -47,6 +47,11 @@ class Habitat(Protocol):
         """How many nodes it takes, at least, to keep a machine busy: where much is waited for, it takes more."""
         ...
 
+    @property
+    def ready_within(self) -> float:
+        """Seconds within which a runtime is ready in any case, also while all those nodes start theirs."""
+        ...
+
     def settle(self, home: Home) -> dict[str, Any]:
         """Make what the driver controls, and return the runtime's settings for it; nothing runs yet."""
         ...
@@ -85,6 +90,7 @@ class Processes:
 
     driver = DriverKind.PROCESS
     nodes = 1
+    ready_within = 4.0
 
     def settle(self, home: Home) -> dict[str, Any]:
         """Return the command."""

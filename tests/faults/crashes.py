@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from tests.e2e.crash_node import CrashNode
 from tests.e2e.habitats import Habitat
@@ -76,7 +77,9 @@ class Stage:
 
     def _node(self, kind: type[Scenario]) -> CrashNode:
         name = f"{kind.__name__.lower()}-{next(self._names)}"
-        return CrashNode(self.rig, self._nursery, name, kind.options, habitat=self._habitat)
+        ready_timeout = max(kind.options.ready_timeout, self._habitat.ready_within)
+        options = replace(kind.options, ready_timeout=ready_timeout)
+        return CrashNode(self.rig, self._nursery, name, options, habitat=self._habitat)
 
     async def kill_at(self, scenario: Scenario, crashes: Crashes) -> list[list[str]]:
         """Play it once, killed at these points; returns the points that each process passed.
