@@ -57,6 +57,10 @@ class Gate:
         if self._server is not None:
             self._server.close()
             self._server = None
+        await self.reset()
+
+    async def reset(self) -> None:
+        """Reset every connection that is open."""
         for task in self._open:
             task.cancel()
         if self._open:

@@ -5,6 +5,9 @@ meets one kind of fault by chance; then nothing gets through for a while; then i
 once. In these the agent is hasty: the longest of its delays and read timeouts are seconds, so that hours of bad weather
 fit in minutes; the rules are the same.
 
+`network.token`: the node token is due to be exchanged while most calls that do so are spoilt, and then all tokens are
+refused for a while.
+
 `network.outage`: the agent, with its real delays, is cut off while 1,000 activities are dispatched to its node.
 `network.supervisor`: the Supervisor is killed (-9) at any moment and started again. `network.copy`: it is put back from
 a copy that was made in the middle of something. `network.tls`: certificates that must not be accepted. `network.dns`:
@@ -22,7 +25,7 @@ from functools import partial
 from tests.e2e.nursery import Nursery
 from tests.e2e.programs import standin_programs
 from tests.e2e.rig import Rig
-from tests.faults import names, outages
+from tests.faults import names, outages, tokens
 from tests.faults.errands import USUAL
 from tests.faults.fault import Budget, Fault, Ground, Run
 from tests.faults.outages import Backlog
@@ -30,7 +33,8 @@ from tests.faults.storms import storm
 from tests.faults.tally import Tally
 from tests.faults.weather import KINDS, Kind
 
-OPTIONS = replace(USUAL, activity_ttl=3600.0)
+OPTIONS = replace(USUAL, activity_ttl=3600.0, poll_wait=1.0)
+"""Polls are held so short that there are many requests to hit."""
 Play = Callable[[Rig, Nursery, Ground, Budget, Tally], Awaitable[None]]
 
 
@@ -44,7 +48,7 @@ def _on_its_own(play: Play) -> Run:
     return run
 
 
-def storm_of(*kinds: Kind, nodes: int = 3, errands: int = 3) -> Play:
+def storm_of(*kinds: Kind, nodes: int = 3, errands: int = 5) -> Play:
     """Return what lets it storm with these kinds."""
 
     async def play(rig: Rig, nursery: Nursery, ground: Ground, budget: Budget, tally: Tally) -> None:
@@ -54,6 +58,7 @@ def storm_of(*kinds: Kind, nodes: int = 3, errands: int = 3) -> Play:
 
 
 ROWS: tuple[tuple[str, str, Play, float], ...] = (
+    ("token", "token exchanged meanwhile", tokens.exchanged, 1.0),
     ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 3.0),
     ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0),
     ("copy", "Supervisor put back from a copy", outages.old_copy, 1.0),

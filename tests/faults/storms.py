@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ async def storm(
     tally: Tally,
     *,
     nodes: int = 3,
-    errands: int = 3,
+    errands: int = 5,
 ) -> None:
     """Let it storm until the budget is over.
 
@@ -80,9 +80,9 @@ async def storm(
     async with stations(rig, nursery, name, nodes, chance, tally) as placed, judged([one.node for one in placed]):
         weathers = [Weather(kinds, random.Random(chance.random()), odds) for _ in placed]
         while budget.more():
-            async with asyncio.TaskGroup() as group:
-                for station, weather in zip(placed, weathers, strict=True):
-                    group.create_task(_round(station, weather, errands))
+            await in_parallel(
+                _round(station, weather, errands) for station, weather in zip(placed, weathers, strict=True)
+            )
         tally.injected += sum(weather.hits.total() for weather in weathers)
         for weather in weathers:
             for late in weather.hurried:
@@ -90,6 +90,13 @@ async def storm(
         if len(kinds) > 1:
             counted = {kind.key: sum(weather.hits[kind.key] for weather in weathers) for kind in kinds}
             tally.notes.append(", ".join(f"{key} {count}" for key, count in counted.items()))
+
+
+async def in_parallel(rounds: Iterable[Coroutine[None, None, None]]) -> None:
+    """Play a round on several nodes at once."""
+    async with asyncio.TaskGroup() as group:
+        for one in rounds:
+            group.create_task(one)
 
 
 async def _round(station: Station, weather: Weather, errands: int) -> None:

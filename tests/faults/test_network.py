@@ -1,8 +1,8 @@
-"""Each row of the network, for a short time."""
+"""Each row of the network, for a short time; all at once, for most of it is waiting."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,83 +12,60 @@ import pytest_asyncio
 from tests.e2e.nursery import Nursery
 from tests.e2e.programs import standin_programs
 from tests.e2e.rig import Rig
-from tests.faults import names, outages
+from tests.faults import names, outages, tokens
 from tests.faults.fault import Budget, Ground
-from tests.faults.network import OPTIONS, Play, storm_of
+from tests.faults.network import FAULTS, OPTIONS, Play, storm_of
 from tests.faults.outages import Backlog
 from tests.faults.tally import Tally
 from tests.faults.weather import KINDS
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(180),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.xdist_group("faults-network"),
 ]
 
+PLAYS: dict[str, Play] = {
+    "network.outage": partial(outages.long_outage, backlog=Backlog(size=40, seconds=0.5)),
+    "network.token": partial(tokens.exchanged, nodes=1),
+    "network.tls": names.bad_certificates,
+    "network.dns": names.lost_names,
+    "network.moved": names.moved,
+    "network.silent": names.black_hole,
+    "network.mixed": storm_of(*KINDS, nodes=2),
+    **{f"network.{kind.key}": storm_of(kind, nodes=1, errands=2) for kind in KINDS},
+}
+ALONE: dict[str, Play] = {
+    "network.supervisor": partial(outages.killed_supervisor, nodes=2),
+    "network.copy": partial(outages.old_copy, nodes=1),
+}
+"""They end the Supervisor, so nothing else can be dispatched meanwhile."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rig() -> AsyncIterator[Rig]:
-    async with Rig(standin_programs(), OPTIONS) as rig:
-        yield rig
+async def tallies(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mapping[str, Tally]]:
+    """All rows, played once."""
+    folder = tmp_path_factory.mktemp("network")
+    async with Rig(standin_programs(), OPTIONS) as rig, Nursery(rig.folder) as nursery:
+        async with asyncio.TaskGroup() as group:
+            tasks = {key: group.create_task(_played(key, play, rig, nursery, folder)) for key, play in PLAYS.items()}
+        played = {key: task.result() for key, task in tasks.items()}
+        for key, play in ALONE.items():
+            played[key] = await _played(key, play, rig, nursery, folder)
+        yield played
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nursery(rig: Rig) -> AsyncIterator[Nursery]:
-    async with Nursery(rig.folder) as nursery:
-        yield nursery
-
-
-async def played(name: str, play: Play, rig: Rig, nursery: Nursery, folder: Path, rounds: int = 1) -> Tally:
-    tally = Tally(name)
-    ground = Ground(folder, random.randrange(2**32))
-    await play(rig, nursery, ground, Budget(0.0, least=rounds, most=rounds), tally)
+async def _played(key: str, play: Play, rig: Rig, nursery: Nursery, folder: Path) -> Tally:
+    tally, own = Tally(key), folder / key
+    await asyncio.to_thread(own.mkdir)
+    await play(rig, nursery, Ground(own, random.randrange(2**32)), Budget(0.0), tally)
     return tally
 
 
-def judge(*tallies: Tally) -> None:
-    assert not [story for tally in tallies for story in tally.stories]
-    assert [tally.fault for tally in tallies if not tally.good] == []
-    for tally in tallies:
-        assert tally.effects_seen == tally.effects_expected
-        assert tally.reports_seen == tally.reports_expected > 0
-
-
-async def test_a_storm_of_any_kind_loses_nothing_and_repeats_nothing(
-    rig: Rig, nursery: Nursery, tmp_path: Path
-) -> None:
-    async with asyncio.TaskGroup() as group:
-        storms = [
-            group.create_task(played(kind.key, storm_of(kind, nodes=1, errands=2), rig, nursery, tmp_path / kind.key))
-            for kind in KINDS
-        ]
-    judge(*(storm.result() for storm in storms))
-
-
-async def test_faults_of_all_kinds_at_once_lose_nothing_and_repeat_nothing(
-    rig: Rig, nursery: Nursery, tmp_path: Path
-) -> None:
-    judge(await played("mixed", storm_of(*KINDS, nodes=2), rig, nursery, tmp_path / "mixed"))
-
-
-async def test_a_backlog_of_an_outage_is_done_in_order_and_reported_once(
-    rig: Rig, nursery: Nursery, tmp_path: Path
-) -> None:
-    play = partial(outages.long_outage, backlog=Backlog(size=40, seconds=0.5))
-    judge(await played("outage", play, rig, nursery, tmp_path))
-
-
-async def test_a_supervisor_that_is_killed_or_put_back_loses_nothing_and_repeats_nothing(
-    rig: Rig, nursery: Nursery, tmp_path: Path
-) -> None:
-    judge(await played("killed", partial(outages.killed_supervisor, nodes=2), rig, nursery, tmp_path, rounds=2))
-    judge(await played("copy", partial(outages.old_copy, nodes=1), rig, nursery, tmp_path))
-
-
-async def test_an_agent_finds_the_supervisor_again_and_knows_it(rig: Rig, nursery: Nursery, tmp_path: Path) -> None:
-    plays = {"tls": names.bad_certificates, "dns": names.lost_names, "moved": names.moved, "silent": names.black_hole}
-    async with asyncio.TaskGroup() as group:
-        found = []
-        for name, play in plays.items():
-            (tmp_path / name).mkdir()
-            found.append(group.create_task(played(name, play, rig, nursery, tmp_path / name)))
-    judge(*(one.result() for one in found))
+@pytest.mark.parametrize("key", [fault.key for fault in FAULTS])
+async def test_no_effect_and_no_report_is_lost_or_repeated_or_false(key: str, tallies: Mapping[str, Tally]) -> None:
+    tally = tallies[key]
+    assert not tally.stories, "\n\n".join(tally.stories)
+    assert tally.good, f"{key} never came"
+    assert tally.effects_seen == tally.effects_expected
+    assert tally.reports_seen == tally.reports_expected > 0

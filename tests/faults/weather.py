@@ -263,9 +263,11 @@ class Weather:
         kinds: What comes; one after the other first, so that all come, and then by chance.
         chance: Draws.
         odds: How likely a request is hit.
+        only: The kind of call that is hit; None for all.
     """
 
-    def __init__(self, kinds: Sequence[Kind], chance: random.Random, odds: float) -> None:
+    def __init__(self, kinds: Sequence[Kind], chance: random.Random, odds: float, *, only: str | None = None) -> None:
+        self._only = only
         self._chance = chance
         self._odds = odds
         self._faults = {kind.key: kind.make(chance) for kind in kinds}
@@ -280,7 +282,7 @@ class Weather:
         early = self._quiet_until.pop(exchange.path, 0.0) - time.monotonic()
         if early > EARLY:
             self.hurried.append(f"{exchange.path} came {early:.3f} s too early")
-        if self._chance.random() >= self._odds:
+        if self._only not in {None, exchange.path} or self._chance.random() >= self._odds:
             return await exchange.forward()
         key = next(self._next)
         answer = await self._faults[key](exchange)
