@@ -120,6 +120,14 @@ class Containers:
         """Return the address of the Engine."""
         return {"DOCKER_HOST": self._engine.address}
 
+    def restart_engine(self, *, hard: bool) -> None:
+        """End the Engine by SIGKILL, or as an operator does, and start it again; all containers end with that."""
+        if hard:
+            self._engine.crash()
+        else:
+            self._engine.stop()
+        self._engine.start()
+
     # --- what is done to all of a node's, until there is nothing to do for a moment
 
     def _quiet(self, name: str, act: Callable[[docker.APIClient, str], bool]) -> None:

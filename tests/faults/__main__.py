@@ -1,7 +1,7 @@
 """`make faults`: the whole campaign, and the table of what it found.
 
 Its last line is `faults: injected=N lost=N repeated=N false=N seconds=S`; it ends with 1 when anything was lost,
-repeated or false, or when a row injected nothing.
+repeated or false, or when a row injected nothing; with 2, before anything was done, when a row cannot be done here.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import structlog
 
 from tests.faults import campaign
 from tests.faults.catalogue import FAULTS
-from tests.faults.fault import Fault
+from tests.faults.fault import Fault, missing
 from tests.faults.tally import Tally, last_line, table
 
 MINUTES = 40.0
@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{fault.key:28} {fault.name}" for fault in faults))
         return 0
+    if lacks := missing(faults):
+        for lack, keys in lacks.items():
+            print(f"cannot run {', '.join(keys)}; missing: {lack}", file=sys.stderr)
+        print("hint: install it, or choose other rows with --only (--list names them)", file=sys.stderr)
+        return 2
     # What this process does itself, such as enrolling nodes, is not what is to be read here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     seed = campaign.new_seed() if options.seed is None else options.seed

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,9 +74,20 @@ class Fault:
         name: Of its row.
         run: Does it.
         share: Of the whole time, relative to the others.
+        lacks: Says what this machine lacks for it; nothing when it can be done here.
     """
 
     key: str
     name: str
     run: Run
     share: float = 1.0
+    lacks: Callable[[], Sequence[str]] = tuple
+
+
+def missing(faults: Iterable[Fault]) -> dict[str, list[str]]:
+    """Return what this machine lacks, and the rows that cannot be done without it."""
+    found: dict[str, list[str]] = {}
+    for fault in faults:
+        for lack in fault.lacks():
+            found.setdefault(lack, []).append(fault.key)
+    return found

@@ -107,6 +107,14 @@ class RealEngine:
                 self.process.wait(10)
             self.process = None
 
+    def crash(self) -> None:
+        """Kill it; its containers go on until the next one, which it leaves them to, ends them."""
+        if self.process is not None:
+            self.api.close()
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
     def tail(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
 
