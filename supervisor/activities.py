@@ -239,13 +239,19 @@ def get_activity(connection: sqlite3.Connection, deployment: Deployment, activit
             Code.UNKNOWN_ACTIVITY, f"cannot find activity {activity_id}: this deployment has none with this id"
         )
     report = json.loads(row["report"]) if row["report"] else {}
-    started_at = report.get("started_at")
     return _item(deployment, row) | {
-        "started_at": whole_time(to_microseconds(datetime.fromisoformat(started_at))) if started_at else None,
+        "started_at": _started_at(row, report.get("started_at")),
         "changed": report.get("changed"),
         "recovered": report.get("recovered"),
         "evidence": report.get("evidence"),
     }
+
+
+def _started_at(row: sqlite3.Row, told: str | None) -> str | None:
+    """Show when it was begun, as the node told: like its end, never before it was dispatched, nor after that end."""
+    if told is None:
+        return None
+    return whole_time(min(max(to_microseconds(datetime.fromisoformat(told)), row["created_at"]), row["finished_at"]))
 
 
 def _item(deployment: Deployment, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:

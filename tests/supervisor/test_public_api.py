@@ -107,11 +107,12 @@ async def test_one_activity_is_shown_with_what_the_node_reported(rig: Rig) -> No
     (item,) = await rig.dispatch()
     before = await rig.activity(item["id"])
     assert before == item | {"started_at": None, "changed": None, "recovered": None, "evidence": None}
-    await agent.report(report(item["id"], recovered=True, started_at="2026-03-16T12:00:00.5Z", evidence={"a": [1]}))
+    started_at = item["created_at"].replace("Z", ".5Z")
+    await agent.report(report(item["id"], recovered=True, started_at=started_at, evidence={"a": [1]}))
     after = await rig.activity(item["id"])
     assert list(after) == [*ITEM_FIELDS, "started_at", "changed", "recovered", "evidence"]
     assert (after["changed"], after["recovered"], after["evidence"]) == (True, True, {"a": [1]})
-    assert after["started_at"] == "2026-03-16T12:00:00Z"
+    assert after["started_at"] == item["created_at"]
 
 
 async def test_finished_at_lies_between_dispatch_and_now_whatever_the_nodes_clock_says(rig: Rig) -> None:
@@ -123,6 +124,17 @@ async def test_finished_at_lies_between_dispatch_and_now_whatever_the_nodes_cloc
     )
     assert (await rig.activity(early[0]["id"]))["finished_at"] == early[0]["created_at"]
     assert (await rig.activity(late[0]["id"]))["finished_at"] < "2999"
+
+
+async def test_started_at_lies_between_dispatch_and_end_whatever_the_nodes_clock_says(rig: Rig) -> None:
+    agent = await rig.agent()
+    early, late = (await rig.dispatch())[0], (await rig.dispatch())[0]
+    await agent.report(
+        report(early["id"], started_at="1999-01-01T00:00:00Z"), report(late["id"], started_at="2999-01-01T00:00:00Z")
+    )
+    assert (await rig.activity(early["id"]))["started_at"] == early["created_at"]
+    shown = await rig.activity(late["id"])
+    assert shown["started_at"] == shown["finished_at"]
 
 
 async def test_activities_are_listed_newest_first_in_pages(rig: Rig) -> None:
