@@ -162,9 +162,19 @@ def _wrap_docker(points: Points) -> None:
 
 
 def _wrap_systemd(points: Points) -> None:
-    from agent.runtimes.bus import SystemdBus
+    from agent.runtimes import bus
 
-    wrap_async(points, SystemdBus, "call", _asked)
+    wrap_async(points, bus.SystemdBus, "call", _asked)
+    original = bus._Connection.send
+
+    def send(connection: Any, message: Any) -> Any:
+        sent = original(connection, message)
+        if message.member in CHANGING_MEMBERS:
+            # From here on a call is on its way, whether or not there is still somebody to hear the answer.
+            sent.add_done_callback(lambda _: points.passed("after", f"bus.{message.member}.sent"))
+        return sent
+
+    setattr(bus._Connection, "send", send)  # noqa: B010 - mypy lets no method be assigned
 
 
 def _asked(_bus: Any, member: str, *_rest: Any) -> str | None:
