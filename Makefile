@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real faults bench check format lock docs clean install uninstall wheelhouse
+.PHONY: help setup demo test test-real faults mutations bench check format lock docs clean install uninstall wheelhouse
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-real: $(STAMP) ## Run against real binaries: IGGY_SERVER=PATH IGGY_CONNECTO
 
 faults: $(STAMP) ## Run the fault campaign (FAULTS_MINUTES=40 FAULTS_ONLY="kill network.drop" FAULTS_SEED=N)
 	@$(BIN)/python -m tests.faults --minutes $(or $(FAULTS_MINUTES),40) $(foreach key,$(FAULTS_ONLY),--only $(key)) $(if $(FAULTS_SEED),--seed $(FAULTS_SEED))
+
+mutations: $(STAMP) ## Switch each protection off in turn, and see that the campaign notices (MUTATIONS="lock pid")
+	@$(BIN)/python -m tests.faults.mutations $(MUTATIONS)
 
 bench: $(STAMP) ## Measure the budgets; each script says what it cannot have here
 	@code=0; for what in restart_systemd restart_docker; do $(BIN)/python -m tests.bench.$$what || code=$$?; done; exit $$code

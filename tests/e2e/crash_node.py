@@ -25,6 +25,7 @@ from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
 
 IGGY = RuntimeName.IGGY
+BOOT_ID = read_boot_id()
 DOWN = {"stopped", "failed"}
 AWAITED = 5.0
 """Seconds that a planned crash may come after the activities are finished and reported; then it will not come."""
@@ -262,7 +263,7 @@ class CrashNode:
     def boot_id(self) -> str:
         """The boot id that the agent sees."""
         own = self.folder / "boot_id"
-        return own.read_text().strip() if own.exists() else read_boot_id()
+        return own.read_text().strip() if own.exists() else BOOT_ID
 
     def has_rebooted(self) -> None:
         """Give the agent's next runs a boot id that none had before; what runs is the caller's to end."""

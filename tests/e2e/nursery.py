@@ -3,8 +3,9 @@
 What comes out is an agent like any other: a process and a session of its own, with an environment and a log of its own.
 
 As a program, `python nursery.py SOCKET DRIVER`: a connection sends one line of JSON, `{"arguments", "environment",
-"folder", "log", "points", "hasty", "tls", "etc"}`, is told the pid, and, when that process has ended, its wait status.
-It ends with its standard input. A file `boot_id` in the folder `points` is the boot id that the agent sees.
+"folder", "log", "points", "hasty", "tls", "launch_delay", "etc"}`, is told the pid, and, when that process has ended,
+its wait status. It ends with its standard input. A file `boot_id` in the folder `points` is the boot id that the agent
+sees.
 """
 
 import asyncio
@@ -37,6 +38,8 @@ NEEDED: dict[DriverKind, tuple[str, ...]] = {
     DriverKind.SYSTEMD: ("agent.runtimes.systemd",),
 }
 """What an agent would import when it makes its runtimes."""
+WITHOUT = "WITHOUT_PROTECTION"
+"""Names the protection that the agents of a nursery lack: see tests/faults/mutations.py."""
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -47,11 +50,13 @@ class Manner:
     Attributes:
         hasty: Its longest delays and read timeouts in talking to the Supervisor are seconds, not minutes.
         ca_file: It verifies the Supervisor by this, as an agent outside of a nursery does.
+        launch_delay: Seconds that its launchers take before they do anything.
         etc: Its files stand in the place of those of the same names in `/etc`, for this agent alone.
     """
 
     hasty: bool = False
     ca_file: Path | None = None
+    launch_delay: float = 0.0
     etc: Path | None = None
 
 
@@ -164,6 +169,7 @@ class Nursery:
             "points": str(points),
             "hasty": manner.hasty,
             "tls": manner.ca_file is not None,
+            "launch_delay": manner.launch_delay,
             "etc": manner.etc and str(manner.etc),
         }
         writer.write(json.dumps(request).encode() + b"\n")
@@ -194,6 +200,8 @@ def _become_agent(request: dict[str, Any], driver: DriverKind) -> int:
     os.environ.update(request["environment"])
     if request["etc"]:
         own_etc.enter(Path(request["etc"]))
+    if request["launch_delay"]:
+        _slow_launchers_down(Path(request["points"]), request["launch_delay"])
     if request["hasty"]:
         haste.install()
     if not request["tls"]:
@@ -203,6 +211,14 @@ def _become_agent(request: dict[str, Any], driver: DriverKind) -> int:
         driver_module.BOOT_ID_FILE = boot_id
     crashing_agent.install(Path(request["points"]), driver)
     return cli.main(request["arguments"])
+
+
+def _slow_launchers_down(folder: Path, seconds: float) -> None:
+    from agent.runtimes import spawn
+
+    program = folder / spawn.PROGRAM.name
+    program.write_text(f"import time\ntime.sleep({seconds})\n{spawn.PROGRAM.read_text()}")
+    spawn.PROGRAM = program
 
 
 def _fork(request: dict[str, Any], driver: DriverKind) -> int:
@@ -244,6 +260,10 @@ def serve(path: str, driver: DriverKind) -> None:
 
     for module in NEEDED[driver]:
         importlib.import_module(module)
+    if without := os.environ.get(WITHOUT):
+        from tests.faults import mutations
+
+        mutations.switch_off(without)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
     server.listen(64)

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from agent.protocol import ActivityStatus, ReasonCode
+from tests.e2e import nursery
 from tests.e2e.births import Birth
 from tests.e2e.crash_node import IGGY, CrashNode
 from tests.e2e.node_settings import Options
+from tests.e2e.nursery import Manner
 from tests.e2e.public_api import Activity
 from tests.e2e.waiting import until
 from tests.faults.tally import LostError, RepeatedError
@@ -35,6 +37,8 @@ class Scenario(abc.ABC):
     """The first point after its own ones."""
     recovery: ClassVar[bool] = False
     """Whether `make test` kills it at each point of a recovery too; `CRASHES=all` does so for all."""
+    manner: ClassVar[Manner] = nursery.USUAL
+    """How its agents differ from the usual ones."""
     dispatched: ClassVar[int] = 1
     """How many activities it dispatches."""
     starts: ClassVar[int]
@@ -145,6 +149,29 @@ class Start(Scenario):
     def check(self, *activities: Activity) -> None:
         self._completed(activities[0])
         self._reported_run(activities[0])
+
+
+class EndsAtOnce(Start):
+    """The runtime ends as soon as it was started, and nothing revives it: there is nothing to see but that it was."""
+
+    name = "start that fails"
+    since = "after:effect.launch:1"
+    starts = 1
+
+    async def prepare(self) -> None:
+        await self.node.bring_down()
+        self.node.switch_faults("exit_at_start")
+
+    def check(self, *activities: Activity) -> None:
+        self._rejected(activities[0], ReasonCode.START_FAILED)
+        assert self.node.alive() == []
+
+
+class SlowLauncher(Start):
+    """The process driver's launcher is on its way for longer than it takes to start the agent again."""
+
+    name = "start by a slow launcher"
+    manner = Manner(launch_delay=1.5)
 
 
 class Restart(Start):
@@ -302,6 +329,7 @@ class SupersededReconfigure(RolledBack):
 
 SCENARIOS: tuple[type[Scenario], ...] = (
     Start,
+    EndsAtOnce,
     Stop,
     Restart,
     Reconfigure,

@@ -1,6 +1,9 @@
 """Every class of faults, in the order of the table."""
 
-from tests.faults import kills
+from tests.faults import away, kills
 from tests.faults.fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*kills.FAULTS,)
+FAULTS: tuple[Fault, ...] = (
+    *kills.FAULTS,
+    *away.FAULTS,
+)

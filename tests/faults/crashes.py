@@ -79,7 +79,7 @@ class Stage:
         name = f"{kind.__name__.lower()}-{next(self._names)}"
         ready_timeout = max(kind.options.ready_timeout, self._habitat.ready_within)
         options = replace(kind.options, ready_timeout=ready_timeout)
-        return CrashNode(self.rig, self._nursery, name, options, habitat=self._habitat)
+        return CrashNode(self.rig, self._nursery, name, options, habitat=self._habitat, manner=kind.manner)
 
     async def kill_at(self, scenario: Scenario, crashes: Crashes) -> list[list[str]]:
         """Play it once, killed at these points; returns the points that each process passed.
@@ -111,7 +111,8 @@ class Stage:
             try:
                 for delay in delays:
                     await asyncio.sleep(delay)
-                    self.tally.injected += await node.crash()
+                    killed = await node.crash()  # first, for others count meanwhile
+                    self.tally.injected += killed
                 activities.extend(await acting)
             finally:
                 acting.cancel()

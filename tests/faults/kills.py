@@ -4,13 +4,13 @@ with its runtime, in the same boot or as a machine's crash does it.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from agent.protocol import ActivityStatus, DriverKind, ReasonCode
 from tests.e2e.habitats import PROCESSES, Habitat
 from tests.e2e.public_api import Activity
-from tests.e2e.scenarios import SCENARIOS, Reconfigure, Restart, Scenario, Start, Stop
+from tests.e2e.scenarios import SCENARIOS, Reconfigure, Restart, Scenario, SlowLauncher, Start, Stop
 from tests.faults.crashes import Stage, draw_delays, require_reached, share, staged
 from tests.faults.fault import Budget, Fault, Ground, Run
 from tests.faults.tally import FalseReportError, LostError, RepeatedError, Tally
@@ -32,6 +32,12 @@ async def at_each_point(stage: Stage, kind: Kind, _ground: Ground, _budget: Budg
     if not stage.is_over:
         require_reached(stage.tally, stage.missed)
     stage.missed.clear()
+
+
+async def while_launching(stage: Stage, kind: Kind, _ground: Ground, budget: Budget) -> None:
+    """Kill it once the launcher is on its way, which becomes the runtime after the agent was started again."""
+    async with stage.company(kind) as nodes:
+        await together(stage, nodes, budget, lambda node: stage.kill_at(node, ("after:effect.fork:1",)))
 
 
 async def in_recovery(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> None:
@@ -60,7 +66,7 @@ async def at_random(stage: Stage, kind: Kind, ground: Ground, budget: Budget) ->
 
 
 async def together(
-    stage: Stage, nodes: list[Scenario], budget: Budget, play: Callable[[Scenario], Awaitable[None]]
+    stage: Stage, nodes: list[Scenario], budget: Budget, play: Callable[[Scenario], Awaitable[object]]
 ) -> None:
     """Have all nodes play until the budget is over; one that came to no end plays no more."""
 
@@ -82,11 +88,13 @@ class Blackout:
     Args:
         stage: Where.
         boots: Whether the machine boots after that; else both were killed in the same boot.
+        refusals: More codes with which an activity may be rejected, before anything was done.
     """
 
-    def __init__(self, stage: Stage, *, boots: bool) -> None:
+    def __init__(self, stage: Stage, *, boots: bool, refusals: Collection[ReasonCode] = ()) -> None:
         self._stage = stage
         self._boots = boots
+        self._refusals = refusals
 
     async def play(self, scenario: Scenario, chance: random.Random) -> None:
         """Play one case."""
@@ -109,15 +117,21 @@ class Blackout:
         except TimeoutError as error:
             tally.fail(f"{scenario.name}, both killed after {delay:.3f} s, on {node.folder.name}", error)
             raise
+        await self.count(scenario, activity, killed, f"both killed after {delay:.3f} s")
+
+    async def count(self, scenario: Scenario, activity: Activity, killed: int, story: str) -> None:
+        """Count and judge what came of it; so many runs of this action died of the crash."""
+        tally = self._stage.tally
         tally.reports_seen += 1
         starts = self._called_for(scenario, activity)
         tally.effects_expected += starts
         tally.effects_seen += scenario.started() - self._again(scenario.started() - starts, killed)
         try:
             self._judge(scenario, activity, starts, killed)
+            await asyncio.to_thread(scenario.node.habitat.check, scenario.node.node.state_dir)
         except AssertionError as error:
             error.add_note(str(activity.raw))
-            tally.fail(f"{scenario.name}, both killed after {delay:.3f} s", error)
+            tally.fail(f"{scenario.name}, {story}", error)
 
     async def _both(self, scenario: Scenario) -> int:
         """Kill both; returns how many runs of this action died of it."""
@@ -171,6 +185,8 @@ class Blackout:
 
     def _judge_rejected(self, scenario: Scenario, activity: Activity) -> None:
         """Only a run that ended in the boot in which it began makes an action fail."""
+        if activity.code in self._refusals and not scenario.started() and not activity.changed:
+            return
         allowed = {ReasonCode.START_FAILED, ReasonCode.UNSTABLE, ReasonCode.ROLLED_BACK, ReasonCode.ROLLBACK_FAILED}
         if self._boots or isinstance(scenario, Stop) or activity.code not in allowed:
             msg = f"it is rejected as {activity.code}"
@@ -228,10 +244,10 @@ ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...]], ...] = (
 )
 
 
-def rows(driver: DriverKind, open_habitat: Open) -> tuple[Fault, ...]:
-    """Return all rows of one habitat."""
+def rows(driver: DriverKind, open_habitat: Open, lacks: Callable[[], Sequence[str]] = tuple) -> tuple[Fault, ...]:
+    """Return all rows of one habitat, which may lack something."""
     return tuple(
-        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds))
+        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds), lacks=lacks)
         for key, name, play, kinds in ROWS
     )
 
@@ -242,4 +258,12 @@ async def processes() -> AsyncIterator[Habitat]:
     yield PROCESSES
 
 
-FAULTS = rows(DriverKind.PROCESS, processes)
+FAULTS = (
+    *rows(DriverKind.PROCESS, processes),
+    Fault(
+        f"kill.launcher.{DriverKind.PROCESS}",
+        "kill -9 with a launcher on its way, process",
+        row(while_launching, processes, (SlowLauncher,)),
+        0.3,
+    ),
+)
