@@ -49,8 +49,13 @@ from agent.wiring import Shared, make_runtime
 
 log = structlog.get_logger(__name__)
 
+ACTING_PAUSE = 0.3
+"""Seconds that a pushed change is left alone while an action is under way, which looks for itself, and is often over by
+then: what is pushed meanwhile is told in one heartbeat."""
 LOOK_AGAIN = 10.0
 """Seconds between two looks at a runtime of which no change was pushed."""
+MEND_EVERY = 5.0
+"""Seconds between two looks whether the disk has room, so that the journal's reserve is whole."""
 PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
@@ -274,6 +279,7 @@ class Daemon:
                 group.create_task(heartbeat.run(), name="heartbeat"),
                 group.create_task(rotation.run(), name="rotation"),
                 group.create_task(self._prune(journal), name="pruning"),
+                group.create_task(self._mend_reserve(journal), name="reserve"),
                 *(
                     group.create_task(self._watch(runtime, heartbeat, owned), name=f"watch {name}")
                     for name, runtime in self._runtimes.items()
@@ -311,6 +317,15 @@ class Daemon:
                 log.warning("journal.not_pruned", cause=error.message)
             await asyncio.sleep(PRUNE_EVERY)
 
+    async def _mend_reserve(self, journal: Journal) -> None:
+        """Show a full disk before anything is dispatched, and that it is over."""
+        while True:
+            await asyncio.sleep(MEND_EVERY)
+            try:
+                await journal.mend_reserve()
+            except JournalError as error:  # a condition says so
+                log.debug("journal.reserve_not_mended", cause=error.message)
+
     async def _watch(self, runtime: Runtime, heartbeat: Heartbeat, owned: OwnedRuntimes) -> None:
         """Send a heartbeat soon when a runtime changes by itself.
 
@@ -324,6 +339,8 @@ class Daemon:
                 async with asyncio.timeout(LOOK_AGAIN):
                     await runtime.driver.wait_for_change()
                     pushed = True
+            if pushed and self._lanes is not None and self._lanes.current(runtime.name) is not None:
+                await asyncio.sleep(ACTING_PAUSE)
             try:
                 seen = await runtime.driver.observe()
             except Rejection as error:

@@ -5,7 +5,8 @@
     ├── SettingsError          the settings, or the arguments, are wrong                        exit 78
     ├── IdentityError          the node's identity is missing, foreign, or refused              exit 78
     ├── JournalError           the journal cannot be opened or written                          exit 74
-    │   └── JournalInUseError  another agent holds the state folder                             exit 75
+    │   ├── JournalInUseError  another agent holds the state folder                             exit 75
+    │   └── JournalFullError   the disk has no room for it                                      exit 74
     ├── SupervisorError        the Supervisor could not be asked, or said no (link/client.py)   exit 69
     ├── SocketError            the agent's own socket cannot be opened, or another agent has it exit 75
     └── UnavailableError       the agent itself could not be asked (the local socket)           exit 3
@@ -89,6 +90,10 @@ class JournalInUseError(JournalError):
     """Another agent holds the state folder."""
 
     exit_code = 75
+
+
+class JournalFullError(JournalError):
+    """The disk is full: it was not written, or is not to be begun because its result could not be."""
 
 
 class SupervisorError(AgentError):

@@ -1,9 +1,13 @@
 """Files that survive a crash: written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers that say that a disk, or a share of it, is full."""
 
 
 def fsync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ EXIT_CODES = {
     "IdentityError": 78,
     "JournalError": 74,
     "JournalInUseError": 75,
+    "JournalFullError": 74,
     "SupervisorError": 69,
     "SocketError": 75,
     "UnavailableError": 3,

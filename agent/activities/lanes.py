@@ -18,7 +18,7 @@ from agent.activities.foreign import ForeignLane
 from agent.activities.uncertain import judge_uncertain
 from agent.activities.work import Work
 from agent.conditions import Conditions
-from agent.errors import JournalError, Rejection
+from agent.errors import JournalError, JournalFullError, Rejection
 from agent.journal import Journal, Row, RowState
 from agent.progress import Mark, Progress
 from agent.protocol import (
@@ -158,6 +158,9 @@ class Lane:
             await self._know_runtime()
             if not await self._journal.start(row.id, action.verb):
                 return
+        except JournalFullError as error:
+            await self._refuse(row, Rejection(ReasonCode.NO_SPACE, error.message, hint=error.hint))
+            return
         except JournalError:
             await self._pause()
             return

@@ -4,10 +4,13 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from agent.errors import JournalError
+from agent.errors import JournalError, JournalFullError
+from agent.files import FULL
+from agent.journal.reserve import Reserve
 
 T = TypeVar("T")
 
@@ -15,9 +18,16 @@ _OLDEST_SQLITE = (3, 37)
 """The first with STRICT tables, sqlite.org/stricttables.html; an older one takes a sound file for a damaged one."""
 
 
+_NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+"""Primary result codes of a shared memory that cannot be made: sqlite.org/rescode.html."""
+
+
 def look(path: Path) -> sqlite3.Connection:
-    """Open an existing database for reading; neither its file nor its WAL is changed, whatever they hold."""
-    return _open(path, "ro")
+    """Open an existing database for reading; neither its file nor its WAL is changed, whatever they hold.
+
+    One without a WAL, which nobody else has open, is read without the shared memory that a full disk has no room for.
+    """
+    return _open(path, "ro" if Path(f"{path}-wal").exists() else "ro&immutable=1")
 
 
 def build(path: Path) -> sqlite3.Connection:
@@ -29,10 +39,25 @@ def build(path: Path) -> sqlite3.Connection:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open an existing database so that what was committed is on the disk: WAL with synchronous=FULL."""
+    """Open an existing database so that what was committed is on the disk: WAL with synchronous=FULL.
+
+    Where the disk has no room for the file of its shared memory, it is opened for this process alone, which needs none:
+    sqlite.org/wal.html#noshm.
+    """
+    try:
+        return _connect(path, "NORMAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in _NO_SHARED_MEMORY:
+            raise
+    return _connect(path, "EXCLUSIVE")
+
+
+def _connect(path: Path, locking: str) -> sqlite3.Connection:
     connection = _open(path, "rw")
     try:
+        connection.execute(f"PRAGMA locking_mode = {locking}")
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA user_version").fetchone()  # now it opens the WAL, not with the first transaction
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
@@ -60,6 +85,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reserve = Reserve(path)
         self._executor = ThreadPoolExecutor(1, "journal")
         self._connection: sqlite3.Connection | None = None
         self._closing: Future[None] | None = None
@@ -69,7 +95,9 @@ class Database:
 
         def work() -> T:
             result = prepare()
+            self.reserve.attach()
             self._connection = connect(self.path)
+            self.reserve.open(self._connection)
             return result
 
         return await self.run(work)
@@ -81,6 +109,7 @@ class Database:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.close()
+                self.reserve.close()
 
         if self._closing is None:
             self._closing = self._executor.submit(work)
@@ -111,9 +140,14 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
             loop.call_soon_threadsafe(committed, result)
+            self.reserve.tend(connection)
             return result
 
         return await self.run(transaction)
+
+    async def mend(self) -> bool:
+        """Make the space for results whole again; returns whether it is, and the disk has room for more."""
+        return await self.read(self.reserve.mend)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` in the thread, and say what SQLite or the disk refused."""
@@ -123,9 +157,13 @@ class Database:
                 return work()
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 msg = f"cannot use the journal {self.path}: {error}"
+                if self._is_full(error):
+                    raise JournalFullError(msg, hint="free space on the disk of the state folder") from error
                 raise JournalError(msg, hint="look at the disk: is it full, read-only or failing?") from error
             except OSError as error:
                 msg = f"cannot use the journal {self.path}: {error.strerror or error}"
+                if error.errno in FULL:
+                    raise JournalFullError(msg, hint="free space on the disk of the state folder") from error
                 raise JournalError(msg, hint="the folder must exist and belong to the agent's user") from error
 
         try:
@@ -134,6 +172,14 @@ class Database:
             msg = f"cannot use the journal {self.path}: it is closed"
             raise JournalError(msg) from error
         return await asyncio.wrap_future(future)
+
+    def _is_full(self, error: Exception) -> bool:
+        """Tell whether a write failed for want of space; what a quota refuses is an I/O error to SQLite."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_IOERR:
+            with suppress(OSError):  # it cannot be written at all, which the error itself says
+                return not self.reserve.has_room()
+        return bool(code == sqlite3.SQLITE_FULL)
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -31,6 +31,9 @@ class Item:
     problem: str | None
 
 
+NO_SPACE = "cannot begin: the disk of the agent's state folder is full, so that its result might not be stored"
+"""Why an activity is rejected when the disk has no room."""
+NO_SPACE_HINT = "free space on that disk, then dispatch it again"
 _LONGEST_PROBLEM = 500
 """Characters; a key of the item may be in it, and that may be long."""
 
@@ -89,13 +92,15 @@ class Page:
     highest: int = 0
 
 
-def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Taken:
+def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page, *, no_space: bool = False) -> Taken:
     """Journal one answer's items.
 
     Args:
         connection: With a transaction open.
         items: As they came, raw.
         page: Empty; is filled.
+        no_space: What is new is rejected at once, without any effect. What may have been done before is not: it is
+            journaled without its content, which is enough to look whether it is true.
     """
     journal = connection.execute("SELECT * FROM journal").fetchone()
     uncertain_through = MAX_ID if journal["lost"] else max(journal["mark"], journal["pruned_through"])
@@ -112,17 +117,22 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Ta
             "SELECT id, sequence, digest, state FROM activities WHERE id = ?", (item.id,)
         ).fetchone()
         if row is None:
-            _insert(connection, item, uncertain=item.sequence <= uncertain_through)
+            uncertain = item.sequence <= uncertain_through
+            _insert(connection, item, uncertain=uncertain, whole=not no_space)
             taken.new += 1
             taken.invalid += item.activity is None
-            waiting = item.activity is not None
+            refused = no_space and not uncertain and item.activity is not None
+            if refused:
+                reject_received(connection, item.id, ReasonCode.NO_SPACE, NO_SPACE, NO_SPACE_HINT)
+            taken.refused += refused
+            waiting = item.activity is not None and not refused
         elif row["digest"] != item.digest:
             taken.conflicts.append(item.id)
             continue
         else:
             taken.known += 1
-            uncertain = journal["lost"] or item.sequence <= journal["mark"]
-            taken.again += _listed_again(connection, row, uncertain=bool(uncertain))
+            uncertain = bool(journal["lost"] or item.sequence <= journal["mark"])
+            taken.again += _listed_again(connection, row, uncertain=uncertain)
             waiting = row["state"] == RowState.RECEIVED
         # Only what is here: one bad item with a sequence far away would else hide from the polls all that comes.
         cursor = max(cursor, item.sequence if row is None else row["sequence"])
@@ -132,7 +142,7 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page) -> Ta
     return taken
 
 
-def _insert(connection: sqlite3.Connection, item: Item, *, uncertain: bool) -> None:
+def _insert(connection: sqlite3.Connection, item: Item, *, uncertain: bool, whole: bool) -> None:
     now = stamp()
     activity = item.activity
     connection.execute(
@@ -144,7 +154,7 @@ def _insert(connection: sqlite3.Connection, item: Item, *, uncertain: bool) -> N
             item.runtime,
             item.action,
             item.digest,
-            item.body,
+            item.body if whole else None,
             None if activity is None else _fitting(activity.author_id),
             None if activity is None else format_time(activity.created_at),
             int(uncertain),
@@ -197,7 +207,7 @@ def end_sweep(connection: sqlite3.Connection, token: SweepToken, last: int) -> l
     withdrawn = [
         activity_id for activity_id in sorted(token.received - token.listed) if _withdraw(connection, activity_id)
     ]
-    connection.execute("UPDATE journal SET mark = max(mark, ?), lost = 0 WHERE lost = 1", (max(last, token.highest),))
+    connection.execute("UPDATE journal SET mark = max(mark, ?), lost = 0 WHERE lost != 0", (max(last, token.highest),))
     return withdrawn
 
 

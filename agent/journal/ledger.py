@@ -8,18 +8,17 @@ reporter when there is a report.
 import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from enum import Enum
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
 
 from agent.conditions import Conditions
-from agent.errors import JournalError
-from agent.journal import intake, opening
+from agent.errors import JournalError, JournalFullError
+from agent.journal import intake, opening, retention, steps
 from agent.journal.database import Database
-from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, as_text, read_rows, stamp
+from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, read_rows, shorten, stamp
+from agent.journal.steps import KEEP, Keep
 from agent.journal.wakeup import Wakeup
 from agent.protocol import JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
 
@@ -28,19 +27,12 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class _Keep(Enum):
-    KEEP = "keep"
-
-
-KEEP: Final = _Keep.KEEP
-"""Leave the committed release as it is."""
-
-
 class Journal:
     """The node's durable ledger of activities; see the package's docstring.
 
     Every method may raise `JournalError` when the file cannot be read or written. Nothing was written then, and the
-    condition `journal_unwritable` is set until a write succeeds.
+    condition `journal_unwritable` is set until a write succeeds. The condition `disk_full` says that only the reserve
+    is left to write with.
     """
 
     def __init__(self, path: Path, conditions: Conditions) -> None:
@@ -78,6 +70,7 @@ class Journal:
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
             self._note_head(await self._database.read(_read_head))
+            self._show_space(whole=await self._database.mend())
         except BaseException:
             await self._database.close()
             raise
@@ -125,9 +118,21 @@ class Journal:
             items: As they came, raw JSON values.
             sweep: The sweep that the answer belongs to; None for a poll.
         """
-        page = intake.Page()
+        reserve = self._database.reserve
 
-        def announce(taken: Taken) -> None:
+        def take_in(connection: sqlite3.Connection, *, refusing: bool = False) -> tuple[Taken, intake.Page]:
+            page = intake.Page()
+            return intake.take(connection, items, page, no_space=refusing), page
+
+        def refuse(connection: sqlite3.Connection) -> tuple[Taken, intake.Page]:
+            reserve.keep_for_results(connection)
+            return take_in(connection, refusing=True)
+
+        def write(connection: sqlite3.Connection) -> tuple[Taken, intake.Page]:
+            return take_in(connection) if not items or reserve.has_room() else refuse(connection)
+
+        def announce(written: tuple[Taken, intake.Page]) -> None:
+            taken, page = written
             self._listed |= page.waiting
             if sweep is not None:
                 sweep.add(page.listed, page.highest)
@@ -139,10 +144,13 @@ class Journal:
                 )
             if taken.new or taken.known:
                 self.work_ready.set()
-            if taken.again or taken.invalid:
+            if taken.refused:
+                self._show_space(whole=False)
+            if taken.again or taken.invalid or taken.refused:
                 self.report_ready.set()
 
-        return await self._write(lambda connection: intake.take(connection, items, page), announce)
+        taken, _ = await self._write(write, announce, when_full=refuse)
+        return taken
 
     async def end_sweep(self, token: SweepToken, *, last: int) -> list[int]:
         """End a complete sweep: withdraw what it did not list, and, if the journal was lost, set the mark.
@@ -162,7 +170,11 @@ class Journal:
                 self.report_ready.set()
             self.work_ready.set()
 
-        return await self._write(lambda connection: intake.end_sweep(connection, token, last), announce)
+        def write(connection: sqlite3.Connection) -> list[int]:
+            self._database.reserve.keep_for_results(connection)
+            return intake.end_sweep(connection, token, last)
+
+        return await self._write(write, announce)
 
     async def check_revision(self, revision: int) -> bool:
         """Compare with the highest revision that the Supervisor ever saw of this node.
@@ -190,6 +202,7 @@ class Journal:
         """Note the Supervisor's answers; each is final."""
 
         def write(connection: sqlite3.Connection) -> None:
+            self._database.reserve.keep_for_results(connection)
             connection.executemany(
                 "UPDATE activities SET state = 'reported', reported_at = ?, outcome = ?"
                 " WHERE id = ? AND state = 'finished'",
@@ -240,28 +253,25 @@ class Journal:
 
         Returns:
             False when it may not begin any more: withdrawn, or the journal turned out to be lost.
+
+        Raises:
+            JournalFullError: It is to be rejected, for it is not sure that its result could be stored.
         """
 
-        def write(connection: sqlite3.Connection) -> bool:
-            count = connection.execute(
-                "UPDATE activities SET state = 'started', started_at = ? WHERE id = ? AND state = 'received'"
-                " AND uncertain = 0 AND (SELECT lost FROM journal) = 0",
-                (stamp(), activity_id),
-            ).rowcount
-            if count:
-                connection.execute("UPDATE journal SET revision = revision + 1")
-            if count and verb is not Verb.RECONFIGURE:
-                connection.execute(
-                    "UPDATE runtimes SET last_verb = ? WHERE runtime = (SELECT runtime FROM activities WHERE id = ?)",
-                    (verb, activity_id),
-                )
-            return bool(count)
+        def write(connection: sqlite3.Connection) -> bool | None:
+            if not self._database.reserve.allows(connection, activity_id):
+                return None
+            return steps.start(connection, activity_id, verb)
 
-        def announce(begun: bool) -> None:  # noqa: FBT001 - what `write` returned
+        def announce(begun: bool | None) -> None:  # noqa: FBT001 - what `write` returned
             if begun:
                 self.started_written.set()
 
-        return await self._write(write, announce)
+        begun = await self._write(write, announce)
+        if begun is None:
+            self._show_space(whole=False)
+            raise JournalFullError(intake.NO_SPACE, hint=intake.NO_SPACE_HINT)
+        return begun
 
     async def record(
         self,
@@ -279,16 +289,10 @@ class Journal:
         Raises:
             JournalError: It was not written, or the activity is not `started`: the call must not be made.
         """
-        text = as_json(detail)
+        text, before = as_json(detail), (running, incarnation, boot_id)
 
         def write(connection: sqlite3.Connection) -> bool:
-            count = connection.execute(
-                "INSERT INTO calls SELECT id, (SELECT count(*) FROM calls WHERE activity_id = activities.id), ?, ?,"
-                " going_back IS NOT NULL, ?, ?, ?, ?, ? FROM activities"
-                " WHERE id = ? AND state = 'started' AND uncertain = 0",
-                (call, decisive, running, incarnation, boot_id, text, stamp(), activity_id),
-            ).rowcount
-            return count == 1
+            return steps.record(connection, activity_id, call, decisive=decisive, before=before, detail=text)
 
         if not await self._write(write):
             raise _not_started(activity_id)
@@ -301,11 +305,7 @@ class Journal:
         """
         text = as_json({"superseded": superseded, "reason": reason.model_dump(), "evidence": dict(evidence)})
 
-        def write(connection: sqlite3.Connection) -> bool:
-            statement = "UPDATE activities SET going_back = ? WHERE id = ? AND state = 'started'"
-            return connection.execute(statement, (text, activity_id)).rowcount == 1
-
-        if not await self._write(write):
+        if not await self._write(lambda connection: steps.go_back(connection, activity_id, text)):
             raise _not_started(activity_id)
 
     async def finish(
@@ -317,7 +317,7 @@ class Journal:
         recovered: bool = False,
         reason: Reason | None = None,
         evidence: Mapping[str, Any] | None = None,
-        committed: str | _Keep | None = KEEP,
+        committed: str | Keep | None = KEEP,
     ) -> bool:
         """Write an activity's result, before its report is sent; its body, which may hold secrets, is forgotten.
 
@@ -333,38 +333,28 @@ class Journal:
         Returns:
             False when it was finished already (withdrawn meanwhile); then nothing was written.
         """
-        text = as_json(evidence or {})
+        whole, short = as_json(evidence or {}), as_json(shorten(evidence or {}))
 
-        def write(connection: sqlite3.Connection) -> bool:
-            count = connection.execute(
-                "UPDATE activities SET state = 'finished', finished_at = ?, status = ?, changed = ?, recovered = ?,"
-                " code = ?, message = ?, hint = ?, evidence = ?, body = NULL"
-                " WHERE id = ? AND state IN ('received', 'started')",
-                (
-                    stamp(),
-                    status,
-                    changed,
-                    recovered,
-                    reason and as_text(reason.code),
-                    reason and as_text(reason.message),
-                    reason and reason.hint and as_text(reason.hint),
-                    text,
-                    activity_id,
-                ),
-            ).rowcount
-            if count and not isinstance(committed, _Keep):
-                connection.execute(
-                    "UPDATE runtimes SET committed = ? WHERE runtime = (SELECT runtime FROM activities WHERE id = ?)",
-                    (committed, activity_id),
-                )
-            return bool(count)
+        def write(connection: sqlite3.Connection, text: str = whole) -> bool:
+            if steps.is_waiting(connection, activity_id):
+                self._database.reserve.keep_for_results(connection)
+            return steps.finish(
+                connection,
+                activity_id,
+                status=status,
+                changed=changed,
+                recovered=recovered,
+                reason=reason,
+                evidence=text,
+                committed=committed,
+            )
 
         def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
             self._listed.discard(activity_id)
             if finished:
                 self.report_ready.set()
 
-        return await self._write(write, announce)
+        return await self._write(write, announce, when_full=lambda connection: write(connection, short))
 
     async def know_runtime(self, runtime: str, *, current: str | None) -> None:
         """Meet a runtime: in a journal that never knew it, its current release counts as the committed one."""
@@ -411,47 +401,71 @@ class Journal:
 
     async def prune(self, *, days: float, count: int) -> int:
         """Forget reported activities that are older than `days`, or beyond the newest `count`; returns how many."""
-        oldest = stamp(datetime.now(UTC) - timedelta(days=days))
-        doomed = (
-            "state = 'reported' AND (reported_at < ? OR id IN (SELECT id FROM activities WHERE state = 'reported'"
-            " ORDER BY reported_at DESC, id DESC LIMIT -1 OFFSET ?))"
-        )
 
         def write(connection: sqlite3.Connection) -> int:
-            highest = connection.execute(
-                f"SELECT max(sequence) FROM activities WHERE {doomed}",  # noqa: S608 - a constant
-                (oldest, count),
-            ).fetchone()[0]
-            if highest is None:
-                return 0
-            connection.execute("UPDATE journal SET pruned_through = max(pruned_through, ?)", (highest,))
-            statement = f"DELETE FROM activities WHERE {doomed}"  # noqa: S608 - a constant
-            return connection.execute(statement, (oldest, count)).rowcount
+            self._database.reserve.keep_for_results(connection)
+            return retention.prune(connection, days=days, count=count)
 
         return await self._write(write)
+
+    async def mend_reserve(self) -> None:
+        """Make the space for results whole again where there is room, and show whether it is."""
+        try:
+            self._show_space(whole=await self._database.mend())
+        except JournalError as error:
+            self._show_unwritable(error)
+            raise
 
     async def _rows(self, condition: str, *values: object) -> list[Row]:
         return await self._database.read(lambda connection: read_rows(connection, condition, *values))
 
     async def _write(
-        self, work: Callable[[sqlite3.Connection], T], announce: Callable[[T], None] = lambda _: None
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        announce: Callable[[T], None] = lambda _: None,
+        *,
+        when_full: Callable[[sqlite3.Connection], T] | None = None,
     ) -> T:
-        """Run `work` in one transaction, and announce it once it is durable, even if nobody waits for it any more."""
+        """Run `work` in one transaction, and announce it once it is durable, even if nobody waits for it any more.
 
-        def committed(written: tuple[T, "_Head"]) -> None:
-            result, head = written
+        Args:
+            work: Runs in the thread.
+            announce: Called with what it returned.
+            when_full: Is run instead when the disk has no room for that.
+        """
+
+        def write(connection: sqlite3.Connection) -> tuple[T, _Head, bool]:
+            before = connection.total_changes
+            result = work(connection)
+            return result, _read_head(connection), connection.total_changes > before
+
+        def committed(written: tuple[T, _Head, bool]) -> None:
+            result, head, changed = written
             self._note_head(head)
-            self._conditions.clear("journal_unwritable")
+            if changed:
+                self._conditions.clear("journal_unwritable")
             announce(result)
 
         try:
-            result, _ = await self._database.write(
-                lambda connection: (work(connection), _read_head(connection)), committed
-            )
+            return (await self._database.write(write, committed))[0]
         except JournalError as error:
-            self._conditions.set("journal_unwritable", error.message, hint=error.hint)
-            raise
-        return result
+            if when_full is None or not isinstance(error, JournalFullError):
+                self._show_unwritable(error)
+                raise
+        return await self._write(when_full, announce)
+
+    def _show_unwritable(self, error: JournalError) -> None:
+        self._conditions.set("journal_unwritable", error.message, hint=error.hint)
+
+    def _show_space(self, *, whole: bool) -> None:
+        if whole:
+            self._conditions.clear("disk_full")
+        else:
+            self._conditions.set(
+                "disk_full",
+                "the disk of the state folder is full: what is new is rejected (no_space); what runs can be finished",
+                hint="free space on it; this ends by itself within seconds",
+            )
 
     def _note_head(self, head: "_Head") -> None:
         self.revision, self.cursor, self.lost = head.revision, head.cursor, head.lost

@@ -8,6 +8,9 @@ from typing import Self
 
 from agent.errors import JournalError, JournalInUseError
 
+_WIDTH = 10
+"""Characters; no pid is longer."""
+
 
 class StateLock:
     """Holds a state folder for one agent, until the process ends or leaves the context.
@@ -42,8 +45,8 @@ class StateLock:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             msg = f"cannot use the state folder {self._path.parent}: another agent holds it, process {holder}"
             raise JournalInUseError(msg, hint="only one agent runs on a state folder; stop the other one") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # In place and as long as any: on a full disk, a block that is given back first might be gone.
+        os.pwrite(descriptor, f"{os.getpid():<{_WIDTH}}\n".encode(), 0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

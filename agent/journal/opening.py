@@ -18,6 +18,7 @@ from agent.journal.database import build, connect, look
 from agent.journal.rows import read_rows, stamp
 from agent.journal.salvage import salvage
 from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, columns, expected_columns, migrate
+from agent.protocol import Verb
 
 log = structlog.get_logger(__name__)
 
@@ -39,17 +40,18 @@ def prepare(folder: Path, journal_id: str | None) -> str | None:
         OSError: The same.
     """
     path = folder / FILE_NAME
+    reason = None
     damage = find_damage(path, journal_id)
     if damage is not None:
         saved = _replace(path, journal_id)
-        return f"{damage} ({saved} reports were saved from the old one)"
+        reason = f"{damage} ({saved} reports were saved from the old one)"
     _discard(_new(path))
     connection = connect(path)
     try:
         migrate(connection)
     finally:
         connection.close()
-    return None
+    return reason
 
 
 def create_for_enrolment(folder: Path) -> str:
@@ -119,7 +121,10 @@ def _inspect(connection: sqlite3.Connection, path: Path, journal_id: str | None)
 
 
 def _find_unreadable(connection: sqlite3.Connection) -> str | None:
-    """Say which activity that still matters cannot be what was written: a flipped bit in a text passes all checks."""
+    """Say what still matters and cannot be what was written: a flipped bit in a text passes all checks."""
+    for row in connection.execute("SELECT runtime, last_verb FROM runtimes WHERE last_verb IS NOT NULL"):
+        if row["last_verb"] not in set(Verb):
+            return f"what it holds of {row['runtime']} cannot be read"
     for row in connection.execute("SELECT id, state FROM activities WHERE state != 'reported'"):
         try:
             for read in read_rows(connection, "id = ?", row["id"]):

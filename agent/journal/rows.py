@@ -126,10 +126,16 @@ class Taken:
     """Finished here and listed all the same: reported again."""
     invalid: int = 0
     """Did not parse: journaled and rejected."""
+    refused: int = 0
+    """Journaled and rejected, because the disk has no room."""
     skipped: int = 0
     """Had no id and sequence: nothing that could be answered."""
     conflicts: list[int] = field(default_factory=list)
     """Ids that came with another content: not taken in."""
+
+
+_LONG = 2000
+"""Characters."""
 
 
 def stamp(moment: datetime | None = None) -> str:
@@ -145,6 +151,13 @@ def as_text(text: str) -> str:
 def as_json(content: Mapping[str, Any]) -> str:
     """Write what was seen as JSON that can be stored and sent; what JSON does not know is written as its text."""
     return as_text(json.dumps(content, default=str, ensure_ascii=False))
+
+
+def shorten(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is long, such as the end of a log, where a full disk has no room for it."""
+    return {
+        key: value if len(as_json({key: value})) < _LONG else "left out: disk full" for key, value in evidence.items()
+    }
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -219,7 +232,7 @@ def read_rows(connection: sqlite3.Connection, condition: str, *values: object) -
         try:
             calls = tuple(_read_call(call) for call in connection.execute(statement, (record["id"],)))
             rows.append(_read_row(record, calls))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"cannot read activity {record['id']} in the journal: {type(error).__name__}"
             raise JournalError(msg, hint="the file is damaged; restart the agent, which begins a new one") from error
     return rows

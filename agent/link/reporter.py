@@ -100,7 +100,8 @@ class Reporter:
                 seconds = (self._disk if isinstance(error, JournalError) else self._backoff).failed(error)
                 if self._standing.permitted:
                     self._mark.within(seconds + LONGEST_ROUND)
-                    log.warning("report.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
+                    say = log.debug if isinstance(error, JournalError) else log.warning  # a condition says that once
+                    say("report.failed", cause=error.message, hint=error.hint, retry_in=round(seconds, 1))
                     await asyncio.sleep(seconds)
                 continue
             self._show()

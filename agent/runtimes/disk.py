@@ -1,14 +1,12 @@
 """Say what went wrong with the disk, in one way for all who write to it."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.errors import Rejection
+from agent.files import FULL
 from agent.protocol import ReasonCode
 from agent.runtimes import means
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Rejection
+from agent.files import FULL
 from agent.protocol import ReasonCode, RuntimeName
-from agent.runtimes import disk, means
+from agent.runtimes import means
 
 PROGRAM = Path(__file__).with_name("launch.py")
 
@@ -173,7 +174,7 @@ def _was_recorded(plan: Launch, pid: int) -> bool:
 def _explain(plan: Launch, failure: Mapping[str, Any]) -> Rejection:
     command, doing, number = plan.command[0], failure["doing"], failure["errno"]
     executing = doing == "execute it"
-    if number in disk.FULL:
+    if number in FULL:
         msg = f"cannot start {plan.runtime}: cannot {doing}: the disk is full"
         return Rejection(ReasonCode.NO_SPACE, msg, hint="free space where the agent keeps its state")
     if executing and number == errno.ENOENT:

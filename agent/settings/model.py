@@ -53,7 +53,7 @@ class AgentSettings(Section):
     """The agent itself."""
 
     state_dir: AbsolutePath = Field(
-        description="Folder of the journal, the identity and the staged configs; on a local disk.",
+        description="Folder of the journal (5 MiB at least), the identity and the staged configs; on a local disk.",
         examples=["/var/lib/iggy-agent"],
     )
     socket: Annotated[AbsolutePath, AfterValidator(rules.socket_path)] = Field(

@@ -184,6 +184,22 @@ async def test_a_journal_that_cannot_be_written_for_a_while_loses_and_repeats_no
     assert (bench.world.began, bench.world.ended) == (2, 1)
 
 
+@pytest.mark.parametrize("action", ["restart", "reconfigure:7"])
+async def test_on_a_full_disk_an_activity_is_rejected_before_any_effect(
+    bench: Bench, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.world.begin()
+    await bench.run()
+    monkeypatch.setattr(bench.journal._database.reserve, "allows", lambda *_: False)
+    more: dict[str, Any] = {"config": make_config(7)} if action.startswith("reconfigure") else {}
+    row = await bench.finished(await bench.dispatch(action, **more))
+    assert row.reason is not None
+    assert (row.reason.code, row.changed, row.started_at) == (ReasonCode.NO_SPACE, False, None)
+    assert row.reason.hint == "free space on that disk, then dispatch it again"
+    assert row.evidence.get("outcome") == ("not_applied" if "reconfigure" in action else None)
+    assert (bench.world.began, bench.world.ended) == (1, 0)
+
+
 async def test_a_foreign_activity_is_answered_also_when_the_journal_could_not_be_written_at_first(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

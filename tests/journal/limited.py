@@ -1,4 +1,4 @@
-"""An agent whose files may not grow any further for a while (RLIMIT_FSIZE), as on a full disk.
+"""An agent whose files cannot be written for a while (RLIMIT_FSIZE), as on a disk that fails.
 
 `python -m tests.journal.limited FOLDER JOURNAL_ID`: prints as JSON what the journal said meanwhile, and afterwards.
 """
@@ -42,7 +42,7 @@ async def run(folder: Path, journal_id: str) -> None:
         }
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "journal.db-wal").stat().st_size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     meanwhile = [
         {"error": await error_of(call), **seen()}
         for call in (

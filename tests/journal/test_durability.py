@@ -1,4 +1,4 @@
-"""What the journal said is on the disk, is: after kill -9, and when the disk is full."""
+"""What the journal said is on the disk, is: after kill -9, and when the disk fails."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def test_what_was_announced_before_kill_9_is_there(node: Node) -> None:
         first = rows[0].sequence + 1
 
 
-async def test_what_a_full_disk_refused_was_neither_written_nor_announced(node: Node) -> None:
+async def test_what_a_failing_disk_refused_was_neither_written_nor_announced(node: Node) -> None:
     await node.close()
     command = [sys.executable, "-m", "tests.journal.limited", str(node.folder), node.journal_id]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)

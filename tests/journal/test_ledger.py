@@ -401,20 +401,19 @@ async def test_the_highest_that_was_pruned_never_falls(node: Node) -> None:
 
 
 async def test_a_journal_that_cannot_be_written_says_so_until_it_can(node: Node) -> None:
-    """The file may not grow; SQLite's own limit gives the error of a full disk: sqlite.org/rescode.html#full."""
+    """SQLite refuses as on a disk that may only be read: sqlite.org/pragma.html#pragma_query_only."""
     database = node.journal._database
     await node.sweep(activity(1))
-    await database.read(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
-    big = activity(2, action="reconfigure:1", config=config(1, size=400 * 1024))
-    with pytest.raises(JournalError, match="full") as caught:
-        await node.take(big)
+    await database.read(lambda connection: connection.execute("PRAGMA query_only = 1").fetchall())
+    with pytest.raises(JournalError, match="readonly") as caught:
+        await node.take(activity(2))
     assert caught.value.hint == "look at the disk: is it full, read-only or failing?"
     assert "journal_unwritable" in node.conditions
     assert node.conditions.all()[0].message == caught.value.message
     assert node.journal.cursor == 1, "nothing is acknowledged that is not on the disk"
     assert await node.next_id() == 1, "what can be read is read"
-    await database.read(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
-    await node.take(big)
+    await database.read(lambda connection: connection.execute("PRAGMA query_only = 0").fetchall())
+    await node.take(activity(2))
     assert "journal_unwritable" not in node.conditions
     assert node.journal.cursor == 2
 
@@ -444,10 +443,10 @@ async def test_what_a_cancelled_caller_wrote_is_announced_all_the_same(
     begun, go_on = threading.Event(), threading.Event()
     take = intake.take
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **more: Any) -> Any:
         begun.set()
         assert go_on.wait(10)
-        return take(*arguments)
+        return take(*arguments, **more)
 
     monkeypatch.setattr(intake, "take", slow)
     work = node.journal.work_ready.subscribe()
