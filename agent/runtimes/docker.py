@@ -94,6 +94,7 @@ class DockerDriver:
             self._engine, self._recreation.names, self._changed.set, name=f"docker-{runtime}-events", silence=silence
         )
         self._worker = Worker(f"docker-{runtime}-releases")
+        self._boot_id = ""
         self._verb = asyncio.Lock()
         self._last: Container | None = None
         self._stopped_by_us: Incarnation | None = None
@@ -107,6 +108,7 @@ class DockerDriver:
     async def open(self) -> None:
         """Listen, and look at the container; without an Engine it stays open, and tries again by itself."""
         self._is_open = True
+        self._boot_id = await self._worker.run(read_boot_id)
         self._events.open()
         with suppress(Rejection):  # whoever looks next is told
             await self.observe()
@@ -165,23 +167,26 @@ class DockerDriver:
             if not found.in_use.is_up:
                 return Outcome(before)
             self._refuse_vanishing(found.in_use, Call.STOP)
-            await record(Step(Call.STOP, decisive=True, before=before, boot_id=await self._boot_id()))
-            return await self._bring_down(found.in_use, before)
+            await record(Step(Call.STOP, decisive=True, before=before, boot_id=self._boot_id))
+            return (await self._bring_down(found.in_use, before))[0]
 
     async def restart(self, record: Recorder) -> Outcome:
         """Bring it up in a new incarnation: what can be made anew is made before anything is stopped."""
         async with self._verb:
             found, before = await self._first_look(Call.RESTART)
             container = self._usable(found, before, Call.RESTART)
-            recreated = await self._recreate(record) if self._is_other(container, await self._target()) else None
-            if recreated is not None:
-                stopped = recreated
+            target = await self._target()
+            down: Container | None = None
+            if self._is_other(container, target):
+                stopped = await self._recreate(record)
             elif container.is_up:
                 await record(Step(Call.STOP, before=before))
-                stopped = await self._bring_down(container, before)
+                stopped, down = await self._bring_down(container, before)
             else:
                 stopped = Outcome(before)
-            started = await self._bring_up(before, record)
+            # What the stop has left was read just now; anything else is looked for.
+            read = Found(down) if down is not None and not self._is_other(down, target) else None
+            started = await self._bring_up(before, record, read)
             return Outcome(
                 before,
                 stopped.calls + started.calls,
@@ -315,9 +320,6 @@ class DockerDriver:
     def _is_other(self, container: Container, target: Target) -> bool:
         return container.name != self._name or container.config_sha256 != target.sha256
 
-    async def _boot_id(self) -> str:
-        return await self._worker.run(read_boot_id)
-
     def _sample(self, seen: Observation) -> None:
         """Have memory and CPU read in the background; the next look shows them."""
         now = time.monotonic()
@@ -334,19 +336,26 @@ class DockerDriver:
 
     # --- acting --------------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, before: Observation, record: Recorder) -> Outcome:
-        """Start it, made anew first if it has another config; `before` is what the verb decided by."""
+    async def _bring_up(self, before: Observation, record: Recorder, read: Found | None = None) -> Outcome:
+        """Start it, made anew first if it has another config.
+
+        Args:
+            before: What the verb decided by.
+            record: Writes each call.
+            read: The container with the current config, as it was a moment ago.
+        """
         calls: tuple[Call, ...] = ()
         for _ in range(MOST_STOPS):
-            found = await self._calls.insist(Call.START, self._find_in_use)
+            current, found = read is not None, read or await self._calls.insist(Call.START, self._find_in_use)
             seen = self._observation(found)
             container = self._usable(found, seen, Call.START)
             if container.is_up:
                 return Outcome(before, calls)
-            if self._is_other(container, await self._target()):
+            read = None
+            if not current and self._is_other(container, await self._target()):
                 calls += (await self._recreate(record)).calls
                 continue
-            await record(Step(Call.START, decisive=True, before=seen, boot_id=await self._boot_id()))
+            await record(Step(Call.START, decisive=True, before=seen, boot_id=self._boot_id))
             calls += (Call.START,)
             if await self._calls.arrives(Call.START, container, self._engine.start(container.id)):
                 return Outcome(before, calls)
@@ -379,7 +388,7 @@ class DockerDriver:
                     raise engine_refusals.revived(self._doing(Call.RECREATE), step.container.name)
                 seen = self._observation(found)
                 await record(Step(Call.STOP, before=seen))
-                outcome = await self._bring_down(step.container, seen)
+                outcome, _ = await self._bring_down(step.container, seen)
                 calls += outcome.calls
                 continue
             await self._carry_out(step, target)
@@ -397,8 +406,12 @@ class DockerDriver:
         except RefusedError as error:
             raise self._rejection(error, Call.RECREATE) from error
 
-    async def _bring_down(self, container: Container, before: Observation) -> Outcome:
-        """End the run that was read as `before`; the Engine sends SIGKILL when its grace is over."""
+    async def _bring_down(self, container: Container, before: Observation) -> tuple[Outcome, Container | None]:
+        """End the run that was read as `before`; the Engine sends SIGKILL when its grace is over.
+
+        Returns:
+            What was done, and the container as it then was, if it is the same one and down.
+        """
         began = time.monotonic()
         self._stopped_by_us = before.incarnation
         if container.paused:  # it would not take SIGTERM
@@ -413,10 +426,10 @@ class DockerDriver:
             raise Rejection(ReasonCode.STOP_FAILED, f"{self._cannot(Call.STOP)}: it still runs", hint=hint)
         detail = {"stop_seconds": round(time.monotonic() - began, 3)}
         if after is None or after.is_up or after.incarnation != before.incarnation:
-            return Outcome(before, (Call.STOP,), detail=detail)
+            return Outcome(before, (Call.STOP,), detail=detail), None
         exit_code = after.state.get("ExitCode")
         killed = exit_code == SIGKILLED and not after.state.get("OOMKilled")
-        return Outcome(before, (Call.STOP,), exit_code=exit_code, killed=killed, detail=detail)
+        return Outcome(before, (Call.STOP,), exit_code=exit_code, killed=killed, detail=detail), after
 
     async def _stop_again(self, container: Container) -> None:
         """Stop it if the run that was meant is still up after the Engine came back; never another one."""
