@@ -149,6 +149,7 @@ class Rig:
                 *("--data", str(self._supervisor_data)),
                 *("--listen", self.supervisor_url.removeprefix("http://")),
                 *("--activity-ttl", str(options.activity_ttl)),
+                *("--report-grace", str(options.report_grace)),
                 *("--heartbeat-interval", str(options.heartbeat_interval)),
                 *("--poll-wait", str(options.poll_wait)),
             ]

@@ -84,6 +84,17 @@ def exit_at_start(faults: Faults) -> None:
         leave(int(code))
 
 
+def leave_child(faults: Faults) -> None:
+    """Fork a child that goes on, and end at once, where the fault `leaves_child:SECONDS` says so."""
+    seconds = faults.seconds("leaves_child")
+    if seconds is None:
+        return
+    sys.stderr.write("stand-in: leaving a child: fault leaves_child\n")
+    if os.fork() == 0:
+        time.sleep(seconds)
+    leave(0)
+
+
 def leave_later(faults: Faults, note: Callable[[str], None]) -> None:
     """End the process by itself later, where the fault `ready_then_dies:SECONDS[:CODE]` says so (code 1 by default)."""
     argument = faults.get("ready_then_dies")

@@ -8,6 +8,7 @@ DEFAULTS = {
     "ready_then_dies": "0.3",
     "slow_drain": "12",
     "exit_at_start": "1",
+    "leaves_child": "30",
     "crash_loop": "",
     "connector_error": "",
     "never_ready": "",

@@ -95,6 +95,7 @@ class Runtime:
         path = connectors_settings.path(self._environ)
         print(f"Starting Iggy Connectors Runtime, loading configuration from: {path}...", flush=True)
         ending.exit_at_start(self._faults)
+        ending.leave_child(self._faults)
         try:
             config = connectors_settings.read(self._environ)
         except CannotLoadError as error:

@@ -94,6 +94,7 @@ class Server:
         """
         print(f"Iggy Server {self._generation.server_version} ({LABEL})\n", flush=True)
         ending.exit_at_start(self._faults)
+        ending.leave_child(self._faults)
         config = self._configure()
         self._prepare(config)
         accounts = self._recover(config)

@@ -1,6 +1,7 @@
 """Each switch of the stand-ins does what their README says."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ def test_a_start_is_recorded_also_when_it_fails(server: Server, tmp_path: Path) 
     assert run.wait() == 3
     (line,) = [json.loads(line) for line in record.read_text().splitlines()]
     assert (line["event"], line["pid"]) == ("start", run.pid)
+
+
+def test_a_child_that_is_left_goes_on_after_its_server_has_ended(server: Server) -> None:
+    run = server.start(STANDIN_FAULT="leaves_child:600")
+    assert run.wait() == 0
+    (child,) = (
+        int(environ.parent.name) for environ in Path("/proc").glob("[0-9]*/environ") if _names(environ, server.data)
+    )
+    os.kill(child, signal.SIGKILL)
+
+
+def _names(environ: Path, folder: Path) -> bool:
+    try:
+        return str(folder).encode() in environ.read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
 
 
 @pytest.mark.parametrize(("name", "value"), [("STANDIN_FAULT", "nonsense"), ("STANDIN_GENERATION", "1.0")])
