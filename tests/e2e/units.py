@@ -61,7 +61,11 @@ class Units:
         self._settled: dict[Path, Settled] = {}
 
     def settle(self, home: Home) -> dict[str, Any]:
-        """Write the unit, which systemd reads when it is first asked for it, and have it kept."""
+        """Write the unit, which systemd reads when it is first asked for it, have it kept, and run it once.
+
+        Of a unit without a last run an agent cannot know whether it never ran or was forgotten, so what interrupts its
+        very first start is `outcome_unknown`: docs/systemd-driver.md.
+        """
         name = unique_name(home)
         settled = self._settled[home.state_dir] = Settled(f"{name}.service", f"{name}.target")
         variables = (_quoted(f"{key}={value}") for key, value in home.environment.items())
@@ -73,7 +77,8 @@ class Units:
         )
         (FOLDER / settled.unit).write_text(text, encoding="utf-8")
         (FOLDER / settled.target).write_text(TARGET.format(unit=settled.unit), encoding="utf-8")
-        _systemctl("start", settled.target)
+        _systemctl("start", settled.target, settled.unit)
+        _end(settled.unit)
         return {"driver": str(self.driver), "unit": settled.unit}
 
     def leave(self, state_dir: Path, starts_file: Path) -> None:

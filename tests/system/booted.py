@@ -22,6 +22,8 @@ END_TIMEOUT = 20.0
 SETTLED = ("running", "degraded")
 """What `systemctl is-system-running` says of a system that has booted."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
+"""Of a command inside."""
 POLKIT = Path("/usr/lib/polkit-1/polkitd")
 TOOLS = ("systemd-nspawn", "systemctl", "dbus-daemon", "nsenter", "unshare", "setpriv", "mount", "make")
 
@@ -203,11 +205,17 @@ class Booted:
         Raises:
             CommandError: It failed, and `check` was not turned off.
         """
-        inside = ["nsenter", "--target", str(self.leader), "--all", "--"]
+        return _run(self.command(*argv, user=user), environ=ENVIRONMENT, check=check, stdin=stdin)
+
+    def command(self, *argv: str, user: str | None = None) -> list[str]:
+        """Return the command of this machine that runs one inside, and that is killed with whoever starts it.
+
+        The one inside is ended with the system, at the latest.
+        """
+        inside = _dying("nsenter", "--target", str(self.leader), "--all", "--")
         if user is not None:
             inside += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--no-new-privs", "--"]
-        environ = {"PATH": PATH, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
-        return _run([*inside, *argv], environ=environ, check=check, stdin=stdin)
+        return [*inside, *argv]
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """Read properties of a unit."""
