@@ -122,8 +122,8 @@ def _inspect(connection: sqlite3.Connection, path: Path, journal_id: str | None)
 
 def _find_unreadable(connection: sqlite3.Connection) -> str | None:
     """Say what still matters and cannot be what was written: a flipped bit in a text passes all checks."""
-    for row in connection.execute("SELECT runtime, last_verb FROM runtimes WHERE last_verb IS NOT NULL"):
-        if row["last_verb"] not in set(Verb):
+    for row in connection.execute("SELECT runtime, committed, last_verb FROM runtimes"):
+        if row["last_verb"] is not None and row["last_verb"] not in set(Verb):
             return f"what it holds of {row['runtime']} cannot be read"
     for row in connection.execute("SELECT id, state FROM activities WHERE state != 'reported'"):
         try:
