@@ -346,7 +346,8 @@ class DockerDriver:
         """
         calls: tuple[Call, ...] = ()
         for _ in range(MOST_STOPS):
-            current, found = read is not None, read or await self._calls.insist(Call.START, self._find_in_use)
+            current = read is not None
+            found = await self._calls.insist(Call.START, self._find_in_use) if read is None else read
             seen = self._observation(found)
             container = self._usable(found, seen, Call.START)
             if container.is_up:
