@@ -160,8 +160,12 @@ def shorten(evidence: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _moment_or_none(text: str | None) -> datetime | None:
+    return None if text is None else _moment(text)
 
 
 def _read_call(record: sqlite3.Row) -> JournaledCall:
@@ -170,7 +174,7 @@ def _read_call(record: sqlite3.Row) -> JournaledCall:
         call=record["call"],
         decisive=bool(record["decisive"]),
         going_back=bool(record["going_back"]),
-        at=datetime.fromisoformat(record["at"]),
+        at=_moment(record["at"]),
         running=None if record["running"] is None else bool(record["running"]),
         incarnation=record["incarnation"],
         boot_id=record["boot_id"],
@@ -205,10 +209,10 @@ def _read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
         uncertain=bool(record["uncertain"]),
         author_id=record["author_id"],
         created_at=record["created_at"],
-        received_at=datetime.fromisoformat(record["received_at"]),
-        started_at=_moment(record["started_at"]),
-        finished_at=_moment(record["finished_at"]),
-        reported_at=_moment(record["reported_at"]),
+        received_at=_moment(record["received_at"]),
+        started_at=_moment_or_none(record["started_at"]),
+        finished_at=_moment_or_none(record["finished_at"]),
+        reported_at=_moment_or_none(record["reported_at"]),
         status=None if record["status"] is None else ReportStatus(record["status"]),
         changed=bool(record["changed"]),
         recovered=bool(record["recovered"]),
@@ -232,7 +236,7 @@ def read_rows(connection: sqlite3.Connection, condition: str, *values: object) -
         try:
             calls = tuple(_read_call(call) for call in connection.execute(statement, (record["id"],)))
             rows.append(_read_row(record, calls))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             msg = f"cannot read activity {record['id']} in the journal: {type(error).__name__}"
             raise JournalError(msg, hint="the file is damaged; restart the agent, which begins a new one") from error
     return rows

@@ -78,6 +78,11 @@ def nest_a_text(node: Node) -> None:
     node.edit(f"UPDATE activities SET evidence = '{'[' * 100_000}' WHERE id = 3")
 
 
+def break_a_time(node: Node) -> None:
+    """One that Python reads, and that UTC does not have."""
+    node.edit("UPDATE activities SET received_at = '0001-01-01T00:00:00+14:00' WHERE id = 3")
+
+
 def break_a_runtimes_verb(node: Node) -> None:
     node.edit("INSERT OR REPLACE INTO runtimes VALUES ('iggy', NULL, 'reboot')")
 
@@ -123,6 +128,7 @@ DAMAGES = [
     lose_a_column,
     break_a_text,
     nest_a_text,
+    break_a_time,
     break_a_runtimes_verb,
     break_a_reports_status,
     break_the_encoding,
