@@ -90,12 +90,16 @@ class Containers:
         self._quiet(self._settled[state_dir].name, self._kill)
 
     def incarnation(self, birth: Birth, boot_id: str) -> str:
-        """Return the container's short id, and when the Engine started it."""
+        """Return the container's short id, and when the Engine started it.
+
+        Raises:
+            AssertionError: The Engine does not know of it.
+        """
         with self._client() as api:
             found = api.inspect_container(birth.environment[NAMED])
         if found["State"]["Pid"] != birth.pid:
             msg = f"{birth} is not what the Engine says that runs: {found['State']}"
-            raise LookupError(msg)
+            raise AssertionError(msg)
         return f"{found['Id'][:12]}@{found['State']['StartedAt']}"
 
     def check(self, state_dir: Path) -> None:

@@ -108,12 +108,22 @@ class RealEngine:
             self.process = None
 
     def crash(self) -> None:
-        """Kill it; its containers go on until the next one, which it leaves them to, ends them."""
-        if self.process is not None:
-            self.api.close()
-            self.process.kill()
-            self.process.wait(10)
-            self.process = None
+        """Kill it, and with it its containerd; its containers go on until the next one comes up, which ends them."""
+        if self.process is None:
+            return
+        left = self.folder / "exec" / "containerd" / "containerd.pid"
+        containerd = int(left.read_text())
+        self.api.close()
+        self.process.kill()
+        self.process.wait(10)
+        self.process = None
+        deadline = time.monotonic() + 10
+        while _runs(containerd):
+            if time.monotonic() > deadline:
+                msg = f"containerd, process {containerd}, outlives its dockerd"
+                raise EngineMissingError(msg)
+            time.sleep(0.01)
+        left.unlink()  # until it is reaped by whoever has to, the next dockerd would wait for it
 
     def tail(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
@@ -161,6 +171,13 @@ class RealEngine:
         for name in self.names(prefix):
             with suppress(docker.errors.APIError):
                 self.api.remove_container(name, force=True, v=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @contextmanager
