@@ -1,0 +1,300 @@
+"""What must hold whatever happens, judged by what the simulated node and the Supervisor recorded themselves.
+
+Of the agent the judge hears only where it is (it began this one, it wrote that verdict). What was done on the node it
+takes from the worlds' own record of runs, and what was said from the Supervisor's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.protocol import ReasonCode, ReportStatus, RuntimeName, Verb
+from tests.faults.simulated.supervisor import Item, Supervisor
+from tests.faults.simulated.world import Effect, Machine, Run, World
+from tests.faults.tally import FalseReportError, LostError, RepeatedError
+
+UNKNOWN = object()
+"""The committed config, after a journal that knew it was lost."""
+MOST_CALLS = 8
+"""Calls that one activity may have journaled in one life of the agent: forward and back, each with all its parts."""
+
+
+@dataclass(eq=False)
+class Case:
+    """One activity, as the judge knows it."""
+
+    item: Item
+    world: World | None
+    begun: int | None = None
+    """The moment at which its `started` was written first."""
+    chosen: int = 0
+    chosen_at: float = 0.0
+    under_way: bool = False
+    finished: int | None = None
+    code: str | None = None
+    calls: int = 0
+    never: str | None = None
+    """Why it must never have an effect."""
+    doubted: bool = False
+    """A journal that knew of it was lost or put back: its report may say that its outcome is unknown, and differ."""
+    sent: dict[str, Any] | None = None
+
+    @property
+    def verb(self) -> str:
+        return self.item.verb
+
+    def effects(self, what: str) -> list[Effect]:
+        effects = self.world.effects if self.world else []
+        return [effect for effect in effects if effect.activity == self.item.id and effect.what == what]
+
+    def __str__(self) -> str:
+        return f"{self.item.raw['action']} of {self.item.raw['runtime']} (activity {self.item.id})"
+
+
+@dataclass(eq=False)
+class Judge:
+    """Raises what the campaign counts: lost, repeated, or false."""
+
+    machine: Machine
+    supervisor: Supervisor
+    worlds: dict[RuntimeName, World]
+    cases: dict[int, Case] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
+    """What this life of the agent has journaled as listed."""
+    committed: dict[RuntimeName, object] = field(default_factory=dict)
+
+    def dispatched(self, item: Item) -> None:
+        world = self.worlds.get(item.raw["runtime"])
+        self.cases[item.id] = Case(item, world)
+
+    # --- what it hears of the agent
+
+    def find(self, error: AssertionError) -> None:
+        self.machine.find(error)
+
+    def taken(self, ids: list[int]) -> None:
+        self.known.update(ids)
+
+    def waiting(self, runtime: str) -> list[int]:
+        return [
+            number
+            for number in self.known
+            if (case := self.cases[number]).item.raw["runtime"] == runtime and case.finished is None
+        ]
+
+    def chosen(self, number: int, waiting: list[int]) -> None:
+        case = self.cases[number]
+        case.chosen, case.chosen_at = self.machine.next_moment(), self.machine.loop.now
+        earlier = [other for other in waiting if self.cases[other].item.sequence < case.item.sequence]
+        if earlier:
+            self.find(FalseReportError(f"{case} is taken up before {', '.join(str(self.cases[e]) for e in earlier)}"))
+        if number not in self.known:
+            self.find(RepeatedError(f"{case} is taken up, and was not listed since the agent started"))
+
+    def begun(self, number: int) -> None:
+        case = self.cases[number]
+        for other in self.cases.values():
+            if other.under_way and other.world is case.world:
+                self.find(FalseReportError(f"{case} begins while {other} is under way"))
+        if case.begun is not None:
+            self.find(RepeatedError(f"{case} begins a second time"))
+        if case.never:
+            self.find(RepeatedError(f"{case} begins, and {case.never}"))
+        if case.item.expires_at is not None and case.chosen_at >= case.item.expires_at:
+            self.find(RepeatedError(f"{case} begins, and has expired before"))
+        case.begun = self.machine.next_moment()
+        case.under_way = True
+
+    def called(self, number: int) -> None:
+        self.cases[number].calls += 1
+
+    def withdrawn(self, ids: list[int]) -> None:
+        for number in ids:
+            case = self.cases[number]
+            case.finished = self.machine.next_moment()
+            if not case.doubted:
+                self._must_be_without_effect(case, "it was withdrawn")
+
+    def finished(self, number: int, facts: Mapping[str, Any]) -> None:
+        case = self.cases[number]
+        case.under_way = False
+        case.finished = self.machine.next_moment()
+        case.code = facts["reason"].code if facts.get("reason") else None
+        try:
+            if case.code == ReasonCode.INTERNAL:
+                raise FalseReportError(f"{case} ran into a fault of the agent: {facts['reason'].message}")
+            if facts["status"] is ReportStatus.COMPLETED:
+                self._check_claim(case, facts)
+            self._check_refusal(case)
+            if case.verb == Verb.RECONFIGURE and case.world is not None:
+                self._check_current(case, case.world, facts)
+        except AssertionError as error:
+            self.find(error)
+
+    def sent(self, report: dict[str, Any]) -> None:
+        case = self.cases[report["activity_id"]]
+        if case.sent is not None and case.sent != report:
+            self.find(FalseReportError(f"the report of {case} changes: {_told(case.sent)}, then {_told(report)}"))
+        case.sent = report
+
+    # --- what happens to the agent
+
+    def agent_starts(self) -> None:
+        self.known.clear()
+        now = self.machine.loop.now
+        for case in self.cases.values():
+            expires_at = case.item.expires_at
+            if case.under_way and not case.calls and expires_at is not None and now >= expires_at:
+                case.never = "it expired before any call was made"
+
+    def verdicts(self) -> dict[int, int | None]:
+        """Return which verdicts the journal holds now."""
+        return {number: case.finished for number, case in self.cases.items()}
+
+    def journal_is_doubted(self, verdicts: Mapping[int, int | None]) -> None:
+        """The journal was lost, or put back from an old copy: what it knew may be said otherwise, never done again."""
+        for number, case in self.cases.items():
+            if case.item.given:
+                case.doubted = True
+                case.under_way = False
+                case.finished = verdicts.get(number)
+                case.sent = None
+        for name in self.worlds:
+            self.committed[name] = UNKNOWN
+
+    # --- what must hold
+
+    def check(self) -> None:
+        """Raise what was found, and look at the effects of each activity."""
+        if self.machine.wrong is not None:
+            raise self.machine.wrong
+        for case in self.cases.values():
+            self._check_effects(case)
+        for first, second in self.supervisor.conflicts:
+            if not self.cases[first["activity_id"]].doubted:
+                msg = f"a second report of another content: {_told(first)}, then {_told(second)}"
+                raise FalseReportError(msg)
+
+    def _check_effects(self, case: Case) -> None:
+        begins, ends = case.effects("begin"), case.effects("end")
+        for what, effects, most in (("begin", begins, _most_begins(case)), ("end", ends, _most_ends(case))):
+            for boot in {effect.boot for effect in effects}:
+                here = [effect.run.name for effect in effects if effect.boot == boot]
+                if len(here) > most:
+                    msg = f"{case} makes {len(here)} runs {what} in one boot ({', '.join(here)}), not {most}"
+                    raise RepeatedError(msg)
+        forward = [effect for effect in begins if effect.run.config == case.item.config_sha256]
+        if case.verb == Verb.RECONFIGURE:
+            for some in (forward, [effect for effect in begins if effect not in forward]):
+                boots = [effect.boot for effect in some]
+                if len(boots) != len(set(boots)):
+                    raise RepeatedError(f"{case} starts twice in one direction, in one boot")
+        for effect in begins + ends:
+            if case.begun is None:
+                raise RepeatedError(f"{case} has an effect, and never began")
+            if case.never:
+                raise RepeatedError(f"{case} has an effect, and {case.never}")
+            late = case.finished is not None and effect.moment > case.finished
+            if late and case.code != ReasonCode.OUTCOME_UNKNOWN and not case.doubted:
+                raise RepeatedError(f"{case} has an effect after its verdict")
+
+    def _must_be_without_effect(self, case: Case, why: str) -> None:
+        case.never = why
+        if case.effects("begin") or case.effects("end"):
+            self.find(FalseReportError(f"{case} had an effect, and {why}"))
+
+    def _check_refusal(self, case: Case) -> None:
+        if case.code in {ReasonCode.EXPIRED, ReasonCode.WITHDRAWN} and not case.doubted:
+            self._must_be_without_effect(case, f"its report says {case.code}")
+        world = case.world
+        if world is None or case.verb not in {Verb.RESTART, Verb.RECONFIGURE} or case.doubted:
+            return
+        half = case.effects("end") and not case.effects("begin")
+        excused = {ReasonCode.OUTCOME_UNKNOWN, ReasonCode.TIMEOUT, ReasonCode.ROLLBACK_FAILED}
+        if half and case.code not in excused and world.running is None and not world.gap and len(world.runs):
+            last = case.effects("end")[-1].run
+            if world.runs[-1] is last:
+                raise LostError(f"{case} left its runtime down by half of what it was to do; it says {case.code}")
+
+    def _check_claim(self, case: Case, facts: Mapping[str, Any]) -> None:
+        world = case.world
+        assert world is not None, f"{case} completed, and the node has no such runtime"
+        since = case.chosen if case.begun is None or case.doubted else case.begun
+        run = _run_named(world, facts["evidence"].get("after", {}).get("incarnation"))
+        running = facts["evidence"].get("after", {}).get("state") == "running"
+        if case.verb == Verb.STOP:
+            if not any(until is None or until > since for _, until in world.downs):
+                raise FalseReportError(f"{case} completed, and it was never down since")
+        elif case.verb != Verb.RECONFIGURE or running:
+            self._check_run(case, run, since)
+        if not case.doubted:
+            self._check_changed(case, world, changed=bool(facts.get("changed")), since=since)
+
+    def _check_run(self, case: Case, run: Run | None, since: int) -> None:
+        if run is None or run.ready is None or (run.ended is not None and run.ended < since):
+            raise FalseReportError(f"{case} completed, and {run and run.name} was not ready since")
+        if case.verb == Verb.RESTART and run.began <= since:
+            raise FalseReportError(f"{case} completed, and {run.name} began before it")
+        if case.verb == Verb.RECONFIGURE and run.config != case.item.config_sha256:
+            raise FalseReportError(f"{case} completed, and {run.name} has another config")
+
+    def _check_changed(self, case: Case, world: World, *, changed: bool, since: int) -> None:
+        done = case.effects("end" if case.verb == Verb.STOP else "begin")
+        if not changed and (case.effects("begin") or case.effects("end")):
+            raise FalseReportError(f"{case} says that nothing was changed, and it was")
+        by_itself = [run for run in world.runs if run.by is None and run.began > since]
+        ended = [run for run in world.runs if run.ended is not None and run.ended > since]
+        if changed and case.verb in {Verb.START, Verb.RESTART} and not done and not by_itself:
+            raise LostError(f"{case} completed, and no run began")
+        if changed and case.verb == Verb.STOP and not done and not ended:
+            raise LostError(f"{case} completed, and no run ended")
+        if case.verb == Verb.RESTART and not changed:
+            raise LostError(f"{case} completed without a change")
+
+    def _check_current(self, case: Case, world: World, facts: Mapping[str, Any]) -> None:
+        """See `current` where the verdict says that it is, and a stopped runtime stopped."""
+        outcome = facts["evidence"].get("outcome")
+        current, committed = world.current(), self.committed.get(world.name)
+        if outcome == "applied" and current != case.item.config_sha256:
+            raise FalseReportError(f"{case} is applied, and is not the current config")
+        if outcome in {"rolled_back", "not_applied"} and case.begun is not None and committed is not UNKNOWN:
+            if current != committed:
+                raise FalseReportError(f"{case} is {outcome}, and the current config is not the last committed one")
+        if outcome == "rolled_back" and committed is not UNKNOWN:
+            ready = [run for run in world.runs if run.config == committed and run.ready and not case.doubted]
+            if not case.doubted and not any(run.began > (case.begun or 0) for run in ready):
+                raise FalseReportError(f"{case} is rolled back, and no run with the committed config got ready")
+        begins = case.effects("begin")
+        if begins and case.begun is not None and not _was_up(world, case.begun, begins[0].moment):
+            raise RepeatedError(f"{case} started a runtime that was down")
+
+    def note_committed(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Remember what a run was seen ready with, as the last config that can be gone back to."""
+        case = self.cases[number]
+        if case.world is None or facts["status"] is not ReportStatus.COMPLETED or case.begun is None:
+            return
+        run = _run_named(case.world, facts["evidence"].get("after", {}).get("incarnation"))
+        running = facts["evidence"].get("after", {}).get("state") == "running"
+        if case.verb != Verb.STOP and running and run is not None and run.config == case.world.current():
+            self.committed[case.world.name] = run.config
+
+
+def _most_begins(case: Case) -> int:
+    return {Verb.STOP: 0, Verb.RECONFIGURE: 2}.get(Verb(case.verb), 1)
+
+
+def _most_ends(case: Case) -> int:
+    return {Verb.START: 0, Verb.RECONFIGURE: 2}.get(Verb(case.verb), 1)
+
+
+def _run_named(world: World, name: str | None) -> Run | None:
+    return next((run for run in world.runs if run.name == name), None)
+
+
+def _was_up(world: World, since: int, until: int) -> bool:
+    return any(run.began < until and (run.ended is None or run.ended > since) for run in world.runs)
+
+
+def _told(report: Mapping[str, Any]) -> str:
+    reason = report.get("reason") or {}
+    return f"{report['activity_id']} {report['status']} {reason.get('code') or ''} at {report['finished_at']}"
