@@ -7,7 +7,6 @@ are left as they are (but for those that the agent owns), the journal is closed.
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from agent.link.clock import SupervisorClock
 from agent.link.health import Channel
 from agent.link.heartbeat import Heartbeat
 from agent.link.identity import Identity
+from agent.link.instances import Instances
 from agent.link.joining import Joining
 from agent.link.pace import Pace
 from agent.link.receiver import Receiver
@@ -212,6 +212,7 @@ class Daemon:
             await journal.know_runtime(name, current=current.name if current else None)
             self._runtimes[name] = runtime
         tokens = Tokens(identity, self._state_dir, clock=self._clock, learned=self._redactor.add)
+        instances = await Instances.open(self._state_dir)
         supervisor = self._settings.supervisor
         self._client = await stack.enter_async_context(
             SupervisorClient(
@@ -220,7 +221,8 @@ class Daemon:
                 token=tokens.current,
                 token_refused=tokens.refused,
                 token_accepted=tokens.accepted,
-                instance=secrets.token_hex(16),
+                instance=instances.current,
+                renew=instances.renew,
                 revision=lambda: journal.revision,
                 clock=self._clock,
                 standing=self._standing,

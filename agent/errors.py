@@ -105,6 +105,7 @@ class SupervisorError(AgentError):
         status: The HTTP status of its answer; None when there was none that could be used.
         code: The stable word of its problem document.
         retry_after: Seconds that it asked to wait.
+        newest_instance: The name of the agent that it serves instead of this one.
     """
 
     exit_code = 69
@@ -117,11 +118,13 @@ class SupervisorError(AgentError):
         status: int | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        newest_instance: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.newest_instance = newest_instance
 
 
 class SocketError(AgentError):

@@ -84,7 +84,7 @@ class Node:
         if self.removed:
             raise decommissioned(self.id)
         if self.instance != instance:
-            raise identity_in_use(self.id)
+            raise identity_in_use(self.id, self.instance)
 
 
 class Fleet:

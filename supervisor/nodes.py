@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.protocol import EnrollRequest
+from agent.protocol import INSTANCE_HEADER, EnrollRequest
 from supervisor.activities import no_report
 from supervisor.auth import DAY, Deployment, SecretKind, hash_secret, new_secret
 from supervisor.clock import SECOND, whole_time
@@ -197,7 +197,7 @@ def _replace_instance(connection: sqlite3.Connection, node: NodeRow, instance: s
         "SELECT 1 FROM former_instances WHERE node_id = ? AND instance = ?", (node.id, instance)
     ).fetchone()
     if former is not None:
-        raise identity_in_use(node.id)
+        raise identity_in_use(node.id, node.instance)
     if node.instance is not None:
         connection.execute("INSERT INTO former_instances VALUES (?, ?, ?)", (node.id, node.instance, now))
         connection.execute(
@@ -208,11 +208,12 @@ def _replace_instance(connection: sqlite3.Connection, node: NodeRow, instance: s
     connection.execute("UPDATE nodes SET instance = ? WHERE id = ?", (instance, node.id))
 
 
-def identity_in_use(node_id: int) -> ProblemError:
-    """Make the answer to every call of an agent that a newer one has replaced."""
+def identity_in_use(node_id: int, newest: str | None) -> ProblemError:
+    """Make the answer to every call of an agent that a newer one has replaced; it names that one."""
     return ProblemError(
         Code.IDENTITY_IN_USE,
         f"cannot serve this agent as node {node_id}: a newer agent has its identity; stop one of the two and enrol it",
+        headers={} if newest is None else {INSTANCE_HEADER: newest},
     )
 
 

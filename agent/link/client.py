@@ -1,5 +1,6 @@
 """The agent's calls to the Supervisor, typed: agent protocol 1 as `docs/protocol.md` tells it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,13 @@ READ_TIMEOUT = 60.0
 """Seconds without a byte after which any other call has failed; a large batch on a slow line is sent within it."""
 REPORT_REFUSALS = frozenset({400, 413, 422})
 """Statuses that are about what was reported, not about the connection."""
+RENEWALS = 3
+"""Times that one call is made again under a fresh name."""
+
+
+async def _stand_back(_newest: str) -> str | None:
+    """Take every newer instance for another agent."""
+    return None
 
 
 class SupervisorClient:
@@ -53,6 +61,8 @@ class SupervisorClient:
         standing: Is lost by 409 `identity_in_use` and by 410.
         conditions: Shows what is wrong.
         version: Of the agent.
+        renew: Told of the newest instance that the Supervisor knows; returns a fresh one to go on as, or None if that
+            one is another agent.
         held_margin: Seconds; see HELD_MARGIN.
         read_timeout: Seconds; see READ_TIMEOUT.
 
@@ -74,6 +84,7 @@ class SupervisorClient:
         version: str,
         token_refused: Callable[[str], bool] = lambda _: False,
         token_accepted: Callable[[str], None] = lambda _: None,
+        renew: Callable[[str], Awaitable[str | None]] = _stand_back,
         held_margin: float = HELD_MARGIN,
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
@@ -81,6 +92,8 @@ class SupervisorClient:
         self._token_refused = token_refused
         self._token_accepted = token_accepted
         self._instance = instance
+        self._renew = renew
+        self._renewing = asyncio.Lock()
         self._revision = revision
         self._clock = clock
         self._standing = standing
@@ -157,7 +170,7 @@ class SupervisorClient:
             self._send, channel, method, params=params, body=body, read_timeout=read_timeout or self._read_timeout
         )
         try:
-            answer = await self._with_a_token(send)
+            answer = await self._under_a_name(send)
             # A poll that was held while another call learnt that the standing is lost is worth nothing.
             self._require_standing()
             result = self._understand(parse, answer)
@@ -166,6 +179,26 @@ class SupervisorClient:
             raise
         self._health.succeeded(channel)
         return result
+
+    async def _under_a_name(self, send: Callable[[str], Awaitable[Answer]]) -> Answer:
+        """Make a call, and make it again under a fresh name if a dead agent of this node was taken for a newer one."""
+        for _ in range(RENEWALS):
+            used = self._instance
+            try:
+                return await self._with_a_token(send)
+            except SupervisorError as error:
+                if not (_replaced(error) and await self._renewed(used, error.newest_instance)):
+                    raise
+        return await self._with_a_token(send)
+
+    async def _renewed(self, used: str, newest: str | None) -> bool:
+        async with self._renewing:
+            if self._instance != used:
+                # Another call did it meanwhile.
+                return True
+            fresh = None if newest is None else await self._renew(newest)
+            self._instance = fresh or used
+            return fresh is not None
 
     async def _with_a_token(self, send: Callable[[str], Awaitable[Answer]]) -> Answer:
         """Make a call, and make it once more if another token may do what this one did not."""
@@ -226,7 +259,7 @@ class SupervisorClient:
     def _judge(self, channel: Channel, error: SupervisorError) -> None:
         if error.status == 410:
             self._standing.revoke(Revocation.DECOMMISSIONED)
-        elif error.status == 409 and error.code == Revocation.IDENTITY_IN_USE:
+        elif _replaced(error):
             self._standing.revoke(Revocation.IDENTITY_IN_USE)
         if not self._standing.permitted:
             self._health.forget_failures()
@@ -234,6 +267,11 @@ class SupervisorClient:
             self._health.succeeded(channel)
         else:
             self._health.failed(channel, error)
+
+
+def _replaced(error: SupervisorError) -> bool:
+    """Say whether the Supervisor serves another agent instead of this one."""
+    return error.status == 409 and error.code == Revocation.IDENTITY_IN_USE
 
 
 def _outcomes(body: Any) -> dict[int, ReportOutcome]:

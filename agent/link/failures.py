@@ -13,6 +13,7 @@ from yarl import URL
 
 from agent.errors import SupervisorError
 from agent.link.dates import http_date
+from agent.protocol import INSTANCE_HEADER
 
 LONGEST_QUOTE = 300
 """Characters of the Supervisor's own words that are repeated in an error."""
@@ -154,6 +155,7 @@ def refused(
         status=status,
         code=code,
         retry_after=retry_after_seconds(headers.get("Retry-After"), date=headers.get("Date"), now=now),
+        newest_instance=headers.get(INSTANCE_HEADER),
     )
 
 

@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 MAX_BODY = 4 * 1024 * 1024
+KEPT_HEADERS = ("Date", "Retry-After", "Agent-Instance")
 LONGEST = 120.0
 """Seconds that a call may be held by the Supervisor."""
 
@@ -72,13 +73,21 @@ async def hang(exchange: Exchange) -> web.StreamResponse:
 
 async def cut(exchange: Exchange) -> web.StreamResponse:
     """Close the connection in the middle of the answer's body."""
+    await answer_by_half(exchange)
+    return exchange.abort()
+
+
+async def answer_by_half(exchange: Exchange) -> None:
+    """Give the agent the first half of the Supervisor's answer."""
     answer = await exchange.forward()
     body = answer.body if isinstance(answer.body, bytes) else b""
     response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
     response.content_length = len(body)
-    await response.prepare(exchange.request)
-    await response.write(body[: len(body) // 2])
-    return exchange.abort()
+    try:
+        await response.prepare(exchange.request)
+        await response.write(body[: len(body) // 2])
+    except ConnectionError:  # the agent has left, and was killed perhaps
+        exchange.hit = False
 
 
 def answer_with(status: int, **headers: str) -> Fault:
@@ -197,7 +206,7 @@ class FaultProxy:
                 request.method, f"{self.upstream}{request.path_qs}", headers=headers, data=body
             ) as answer:
                 content, kept = await answer.read(), {"Content-Type": "application/json"}
-                kept |= {name: answer.headers[name] for name in ("Date", "Retry-After") if name in answer.headers}
+                kept |= {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
                 return web.Response(status=answer.status, body=content, headers=kept)
         except aiohttp.ClientError as error:
             return web.json_response({"code": "bad_gateway", "reason": str(error)}, status=502)

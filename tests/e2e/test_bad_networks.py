@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from agent.protocol import ActivityStatus, ReasonCode
 from tests.e2e import fault_proxy
 from tests.e2e.crash_node import IGGY, CrashNode
-from tests.e2e.fault_proxy import Fault, FaultProxy, answer_with, change_items, refuse_reports
+from tests.e2e.fault_proxy import Exchange, Fault, FaultProxy, answer_with, change_items, refuse_reports
 from tests.e2e.nursery import Nursery
 from tests.e2e.ports import Ports
 from tests.e2e.public_api import Activity, ApiError
@@ -263,3 +264,35 @@ async def test_a_supervisor_put_back_from_an_old_copy_gets_what_it_lost_and_noth
         assert completed(third), third.raw
         assert third.id > second.id
         assert len(node.births()) == 4
+
+
+async def test_a_request_of_a_dead_agent_that_arrives_late_does_not_silence_the_living_one(
+    rig: Rig, nursery: Nursery
+) -> None:
+    late = asyncio.Event()
+    arrived: list[int] = []
+
+    async def hold(exchange: Exchange) -> web.StreamResponse:
+        async def arrive() -> None:
+            await late.wait()
+            arrived.append((await exchange.forward()).status)
+
+        group.create_task(arrive())
+        return await fault_proxy.hang(exchange)
+
+    async with behind_a_proxy(rig, nursery, "late") as (node, proxy), asyncio.TaskGroup() as group:
+        await node.bring_up()
+        await node.end()
+        proxy.set(hold)
+        began = time.monotonic()
+        node.start_again()
+        await until(lambda: proxy.calls_since(began) >= 2, "an agent has called, and nothing of it has arrived")
+        await node.end()
+        proxy.set(fault_proxy.none)
+        await node.release()
+        assert completed(await node.run("restart"))
+        late.set()
+        await until(lambda: 200 in arrived, "its calls have arrived")
+        assert completed(await node.run("restart"))
+        assert await node.conditions() == []
+        assert len(node.births()) == 3

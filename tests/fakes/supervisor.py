@@ -278,7 +278,9 @@ class FakeSupervisor:
         if instance not in self.instances:
             self.instances.append(instance)
         elif instance != self.instances[-1]:
-            return problem(409, "identity_in_use", reason="another instance started later")
+            refusal = problem(409, "identity_in_use", reason="another instance started later")
+            refusal.headers["Agent-Instance"] = self.instances[-1]
+            return refusal
         self.revision = max(self.revision, int(request.headers["Journal-Revision"]))
         return None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from agent.conditions import Conditions
 from agent.errors import JournalError
 from agent.journal import Journal
+from agent.link.instances import Instances
 from agent.link.receiver import page_past
 from agent.protocol import ReportOutcome
 from tests.fakes.supervisor import FakeSupervisor, activity, altered, cut, hang, huge, plain, redirect, status
@@ -440,6 +442,24 @@ async def test_two_agents_with_one_identity_only_the_newer_one_goes_on(
             await eventually(lambda: receiver.sweeps == 1)
         assert clone.standing.permitted
     assert "identity_in_use" in node.conditions
+
+
+async def test_a_late_request_of_a_dead_agent_of_this_node_does_not_end_the_living_one(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
+) -> None:
+    dead = await Instances.open(tmp_path)
+    living = await Instances.open(tmp_path)
+    async with a_node(supervisor, journal, conditions, instance=living.current, renew=living.renew) as node:
+        receiver = node.receiver()
+        node.pace.poll_wait = 0.1
+        async with running(receiver.run(), node.reporter().run(), node.lane()):
+            await eventually(lambda: supervisor.count("activities") > 2)
+            supervisor.instances.append(dead.current)
+            await supervisor.dispatch(activity(1))
+            await eventually(lambda: activity(1)["id"] in supervisor.reports)
+        assert node.standing.permitted
+    assert "identity_in_use" not in conditions
+    assert supervisor.instances[-1] == living.current
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ async def test_the_newest_first_seen_instance_wins_on_every_call(rig: Rig) -> No
     assert await calls_of(newer) == [200] * 4
     assert await calls_of(agent) == [409] * 4
     assert await calls_of(newer) == [200] * 4
+    assert (await agent.call("GET", "activities")).headers["Agent-Instance"] == "newer"
 
 
 async def test_a_former_instance_stays_refused_after_a_restart_of_the_supervisor(tmp_path: Path) -> None:
