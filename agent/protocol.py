@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 MAX_ID = 2**63 - 1
 MAX_BODY_BYTES = 1024 * 1024
@@ -195,8 +195,25 @@ def _utc(moment: datetime) -> datetime:
         raise ValueError(msg) from error
 
 
+def _rfc3339(value: object) -> datetime:
+    """Read a time, and refuse what a lenient reader would make one of, such as seconds since 1970."""
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, str) and _RFC3339.fullmatch(value):
+        return datetime.fromisoformat(value.upper())
+    msg = "a time is a text such as 2026-03-16T12:00:00Z, with its zone (RFC 3339)"
+    raise ValueError(msg)
+
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
-Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(format_time, return_type=str, when_used="json")]
+Time = Annotated[
+    datetime,
+    BeforeValidator(_rfc3339),
+    AfterValidator(_utc),
+    PlainSerializer(format_time, return_type=str, when_used="json"),
+]
 
 
 class Message(BaseModel):
@@ -316,6 +333,13 @@ class Reason(Message):
 
 class Report(Message):
     """The agent's final word on one activity."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"status": {"const": ReportStatus.REJECTED.value}}, "required": ["status"]},
+            "then": {"properties": {"reason": {"$ref": "#/components/schemas/Reason"}}, "required": ["reason"]},
+        }
+    )
 
     activity_id: Id
     status: ReportStatus

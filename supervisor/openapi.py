@@ -117,6 +117,11 @@ def _responses(route: Route, references: dict[type[BaseModel], dict[str, Any]]) 
             "content": {"application/json": {"schema": schema}},
         }
     }
+    if route.links:
+        responses[str(route.status)]["links"] = {
+            name: {"operationId": link.operation, "parameters": dict(link.parameters)}
+            for name, link in route.links.items()
+        }
     by_status: dict[int, list[Code]] = defaultdict(list)
     for code in (*route.codes, *ALWAYS):
         by_status[status_of(code)].append(code)

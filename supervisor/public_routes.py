@@ -6,7 +6,7 @@ from supervisor.idempotency import MAX_KEY_CHARACTERS
 from supervisor.problems import Code
 from supervisor.public_api import PublicApi
 from supervisor.requests import DEFAULT_RESULTS, MAX_PAGE, MAX_RESULTS
-from supervisor.routes import Parameter, Route, whole_number
+from supervisor.routes import Link, Parameter, Route, whole_number
 from supervisor.schema import (
     NAME_PATTERN,
     Activities,
@@ -41,6 +41,7 @@ POST = (
 )
 RUNTIMES = {"type": "string", "enum": [name.value for name in RuntimeName]}
 DEPLOYMENT = Parameter("deployment_id", "path", "The deployment.", whole_number(1, MAX_ID), required=True)
+SAME = "$request.path.deployment_id"
 KIND = Parameter("kind", "path", "The runtime that the config is for.", RUNTIMES, required=True)
 PAGING = (
     Parameter("page", "query", "Which page, from 1.", whole_number(1, MAX_PAGE, 1)),
@@ -86,6 +87,10 @@ def _activity_routes(api: PublicApi) -> list[Route]:
                 ),
                 IDEMPOTENCY,
             ),
+            links={
+                "first": Link("getActivity", {"deployment_id": SAME, "activity_id": "$response.body#/items/0/id"}),
+                "list": Link("listActivities", {"deployment_id": SAME}),
+            },
         ),
         Route(
             "GET",
@@ -165,6 +170,24 @@ def _config_routes(api: PublicApi) -> list[Route]:
             body=ConfigBody,
             parameters=(DEPLOYMENT, KIND, IDEMPOTENCY),
             answer_headers=("ld-config",),
+            links={
+                "versions": Link(
+                    "listConfigVersions",
+                    {"deployment_id": SAME, "kind": "$response.body#/kind", "name": "$response.body#/name"},
+                ),
+                "activate": Link(
+                    "activateConfig",
+                    {"deployment_id": SAME, "kind": "$response.body#/kind", "config_id": "$response.body#/id"},
+                ),
+                "reconfigure": Link(
+                    "dispatch",
+                    {
+                        "deployment_id": SAME,
+                        "runtime": "$response.body#/kind",
+                        "action": "reconfigure:{$response.body#/id}",
+                    },
+                ),
+            },
         ),
         Route(
             "GET",

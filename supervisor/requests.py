@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent.protocol import MAX_BODY_BYTES, MAX_ID, FieldIssue
 from supervisor.problems import MAX_ISSUES, Code, ProblemError
+from supervisor.routes import encode
 
 BODY_SECONDS = 30
 """How long a body may take to arrive."""
@@ -62,7 +64,7 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         text = body.decode()
-        parsed = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        parsed = json.loads(text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_unique)
         # A lone surrogate parses, but nothing can store or send it.
         if "\\u" in text:
             json.dumps(parsed, ensure_ascii=False).encode()
@@ -77,11 +79,13 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(msg)
 
 
-def _finite(text: str) -> float:
+def _number(text: str) -> float:
+    """Read a number with a point or an exponent; to JSON Schema, 5.0 is as whole as 5."""
     if math.isinf(number := float(text)):
         msg = f"{text[:40]} is out of range"
         raise ValueError(msg)
-    return number
+    # Not by way of the float: a large id is not what it was then.
+    return int(exact) if abs(number) <= MAX_ID and (exact := Decimal(text)) == int(exact) else number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,9 +102,11 @@ def parse_body(model: type[M], body: bytes, *, optional: bool = False) -> M:
     Raises:
         ProblemError: It is not JSON, or has another shape (400); its field issues say where.
     """
-    content = {} if optional and not body.strip() else parse_json(body)
+    if optional and not body.strip():
+        body = b"{}"
+    content = parse_json(body)
     try:
-        return model.model_validate(content)
+        return _strictly(model, body, content)
     except ValidationError as error:
         issues = [
             FieldIssue(code=WORDS.get(issue["type"], "invalid_value"), reason=issue["msg"], path=_path(issue["loc"]))
@@ -110,6 +116,15 @@ def parse_body(model: type[M], body: bytes, *, optional: bool = False) -> M:
         raise ProblemError(
             Code.INVALID_BODY, f"cannot accept the body: {where}{issues[0].reason}", issues=issues
         ) from error
+
+
+def _strictly(model: type[M], body: bytes, content: Any) -> M:
+    """Take each value for what it is: a number that is said as a text is none."""
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError:
+        # Perhaps only for a whole number such as 5.0, which is said in another way in what was parsed.
+        return model.model_validate_json(encode(content), strict=True)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -157,10 +172,17 @@ def query_seconds(request: web.Request, name: str, longest: int) -> float:
         ProblemError: It is not one, or longer than allowed (400).
     """
     text = request.query.get(name, "0")
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) and (seconds := float(text)) <= longest:
+    if re.fullmatch(r"[0-9.eE+-]{1,40}", text) and 0 <= (seconds := _float(text)) <= longest:
         return seconds
     issue = FieldIssue(code="invalid_value", reason=f"expected seconds from 0 to {longest}", path=name)
     raise ProblemError(Code.INVALID_PARAMETER, f"cannot accept {name}={text[:40]!r}: {issue.reason}", issues=[issue])
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What a route is: one row that both the server and its OpenAPI document are made from."""
 
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -26,6 +26,14 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """What may be called next with what an answer holds; values are runtime expressions of OpenAPI."""
+
+    operation: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One call."""
 
@@ -44,6 +52,8 @@ class Route:
     body_required: bool = True
     parameters: tuple[Parameter, ...] = ()
     answer_headers: tuple[str, ...] = ()
+    links: Mapping[str, Link] = field(default_factory=dict)
+    """By a name of their own."""
 
 
 def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -292,3 +292,30 @@ def test_every_word_of_the_protocol_is_small_letters_and_said_once() -> None:
         for word in enum:
             assert word == word.lower()
             assert word.value == word.name.lower()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        1_700_000_000,
+        1.5,
+        True,
+        "1700000000",
+        "2026-03-16",
+        "2026-03-16T12:00Z",
+        "2026-03-16_12:00:00Z",
+        "20260316T120000Z",
+    ],
+)
+def test_a_time_that_is_not_written_as_rfc_3339_is_refused(value: Any) -> None:
+    """A lenient reader would make seconds since 1970, or midnight, of it."""
+    with pytest.raises(ValidationError, match="a time is a text such as"):
+        Activity.model_validate({**ACTIVITY, "created_at": value})
+
+
+@pytest.mark.parametrize(
+    "value", ["2026-03-16T12:00:00Z", "2026-03-16t14:00:00.000000001+02:00", "2026-03-16 12:00:00z"]
+)
+def test_a_time_as_rfc_3339_allows_it_is_read(value: str) -> None:
+    assert format_time(Activity.model_validate({**ACTIVITY, "created_at": value}).created_at) == NOW

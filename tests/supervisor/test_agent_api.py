@@ -258,3 +258,33 @@ async def test_a_wrong_heartbeat_is_a_400(rig: Rig) -> None:
     agent = await rig.agent()
     answer = await agent.call("POST", "heartbeats", json_body=heartbeat(runtimes=[{"runtime": "mcp"}]))
     answer.problem(400, "invalid_body")
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"node": {"hostname": "h", "uptime_seconds": "5"}}, "node.uptime_seconds"),
+        ({"node": {"hostname": "h", "cpu_count": True}}, "node.cpu_count"),
+        ({"sent_at": 1_700_000_000}, "sent_at"),
+        ({"sent_at": "1700000000"}, "sent_at"),
+        ({"node": {"hostname": 5}}, "node.hostname"),
+    ],
+)
+async def test_a_value_of_another_type_is_not_made_to_fit(rig: Rig, change: dict[str, object], path: str) -> None:
+    agent = await rig.agent()
+    answer = await agent.call("POST", "heartbeats", json_body=heartbeat(**change))
+    assert answer.problem(400, "invalid_body")["field"] == path
+
+
+async def test_a_whole_number_may_be_said_as_a_fraction(rig: Rig) -> None:
+    """To JSON Schema, which the document is in, 2.0 is an integer."""
+    agent = await rig.agent()
+    body = json.dumps(heartbeat()).replace('"cpu_count": 2', '"cpu_count": 2.0')
+    assert '"cpu_count": 2.0' in body
+    (await agent.call("POST", "heartbeats", body=body)).ok()
+
+
+@pytest.mark.parametrize("wait", ["0.012287545830212046", "1e-3", "5E-324", "-0.0"])
+async def test_any_number_of_seconds_may_be_waited_for(rig: Rig, wait: str) -> None:
+    agent = await rig.agent()
+    (await agent.call("GET", f"activities?after=0&wait={wait}")).ok()

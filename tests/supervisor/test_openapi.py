@@ -97,3 +97,15 @@ async def test_what_is_answered_has_the_fields_that_the_document_says(rig: Rig) 
             assert item["additionalProperties"] is False
     problem = (await rig.call("GET", "activities/5")).body
     assert set(schemas["ProblemAnswer"]["required"]) <= set(problem) <= set(schemas["ProblemAnswer"]["properties"])
+
+
+async def test_every_link_leads_to_an_operation_by_its_parameters(rig: Rig) -> None:
+    all_operations = operations(await document(rig)).values()
+    known = {operation["operationId"]: operation for operation in all_operations}
+    answers = [answer for operation in all_operations for answer in operation["responses"].values()]
+    links = [link for answer in answers for link in answer.get("links", {}).values()]
+    assert len(links) == 5
+    for link in links:
+        parameters = known[link["operationId"]]["parameters"]
+        assert set(link["parameters"]) <= {parameter["name"] for parameter in parameters}
+        assert {parameter["name"] for parameter in parameters if parameter["required"]} == set(link["parameters"])
