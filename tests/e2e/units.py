@@ -54,7 +54,6 @@ class Units:
 
     driver = DriverKind.SYSTEMD
     nodes = 24
-    ready_within = 8.0
     ready_within = 12.0
 
     def __init__(self) -> None:

@@ -46,25 +46,41 @@ class Stage:
         self._habitat = habitat
         self._names = itertools.count(1)
         self._cases = itertools.count(1)
+        self._entered: list[CrashNode] = []
+        self._idle: list[tuple[type[Scenario], CrashNode]] = []
 
     @asynccontextmanager
     async def company(self, kind: type[Scenario]) -> AsyncIterator[list[Scenario]]:
-        """Bring up nodes for a scenario, as many as it and the habitat want, side by side."""
-        nodes = [self._node(kind) for _ in range(max(kind.nodes, self._habitat.nodes))]
-        entered: list[CrashNode] = []
+        """Lend nodes for a scenario, as many as it and the habitat want; those that are missing are brought up.
 
-        async def enter(node: CrashNode) -> None:
-            entered.append(await node.__aenter__())
+        They are lent again to scenarios with the same settings, unless something went wrong meanwhile.
+        """
+        wanted, wrong = max(kind.nodes, self._habitat.nodes), self.tally.wrong
+        nodes = self._idle_for(kind)[:wanted]
+        self._idle = [known for known in self._idle if known[1] not in nodes]
+        async with asyncio.TaskGroup() as group:
+            entering = [group.create_task(self._enter(kind)) for _ in range(wanted - len(nodes))]
+        nodes += [task.result() for task in entering]
+        for node in nodes:
+            node.switch_faults()
+        yield [kind(node) for node in nodes]
+        if self.tally.wrong == wrong:
+            self._idle += ((kind, node) for node in nodes)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for node in nodes:
-                    group.create_task(enter(node))
-            yield [kind(node) for node in nodes]
-        finally:
-            async with asyncio.TaskGroup() as group:
-                for node in entered:
-                    group.create_task(node.__aexit__(None, None, None))
+    async def close(self) -> None:
+        """End all nodes that `company` brought up."""
+        async with asyncio.TaskGroup() as group:
+            while self._entered:
+                group.create_task(self._entered.pop().__aexit__(None, None, None))
+
+    def _idle_for(self, kind: type[Scenario]) -> list[CrashNode]:
+        wanted = kind.options, kind.manner
+        return [node for made_for, node in self._idle if (made_for.options, made_for.manner) == wanted]
+
+    async def _enter(self, kind: type[Scenario]) -> CrashNode:
+        node = await self._node(kind).__aenter__()
+        self._entered.append(node)
+        return node
 
     @property
     def is_over(self) -> bool:
@@ -181,7 +197,11 @@ async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: 
 async def staged(habitat: Habitat, tally: Tally, *, impatient: bool = False) -> AsyncIterator[Stage]:
     """Bring up a Supervisor, and what starts agents."""
     async with Rig(standin_programs(), USUAL) as rig, Nursery(rig.folder, habitat.driver) as nursery:
-        yield Stage(rig, nursery, habitat, tally, impatient=impatient)
+        stage = Stage(rig, nursery, habitat, tally, impatient=impatient)
+        try:
+            yield stage
+        finally:
+            await stage.close()
 
 
 def draw_delays(chance: random.Random, longest: float, most: int) -> list[float]:

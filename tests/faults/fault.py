@@ -13,7 +13,7 @@ class Budget:
     """How long a fault may go on: until its time is over, or until it has done enough.
 
     Args:
-        seconds: Wall time. What has begun is finished; nothing new begins after it.
+        seconds: Wall time, from the first round on. What has begun is finished; nothing new begins after it.
         most: Rounds after which it ends in any case; None: as many as fit.
         least: Rounds that are done in any case, also when the time is over.
         impatient: Whether the first failure ends it; for whoever wants to know only whether there is one.
@@ -24,11 +24,11 @@ class Budget:
         self.most = most
         self.impatient = impatient
         self._least = least
-        self._ends = time.monotonic() + seconds
+        self._ends: float | None = None
         self._begun = 0
 
     def part(self, share: float) -> "Budget":
-        """Return a budget that begins now, for so much of the whole time and rounds; it may have no round at all."""
+        """Return a budget for so much of the whole time and rounds; it may have no round at all."""
         most = None if self.most is None else max(1, round(self.most * share))
         return Budget(self.seconds * share, most=most, least=0, impatient=self.impatient)
 
@@ -36,6 +36,8 @@ class Budget:
         """Tell whether another round may begin, and count it; the condition of every loop over rounds."""
         if self.most is not None and self._begun >= self.most:
             return False
+        if self._ends is None:
+            self._ends = time.monotonic() + self.seconds
         if self._begun >= self._least and time.monotonic() >= self._ends:
             return False
         self._begun += 1
