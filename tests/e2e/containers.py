@@ -45,13 +45,14 @@ class Containers:
     Args:
         engine: Has them all.
         policy: Their restart policy.
+        nodes: How many nodes share a stage; a recovery waits for seconds.
     """
 
     driver = DriverKind.DOCKER
-    nodes = 16
     ready_within = 12.0
 
-    def __init__(self, engine: RealEngine, policy: str = "no") -> None:
+    def __init__(self, engine: RealEngine, policy: str = "no", *, nodes: int = 16) -> None:
+        self.nodes = nodes
         self._engine = engine
         self._policy = policy
         self._version = engine.api.api_version
@@ -131,6 +132,11 @@ class Containers:
         else:
             self._engine.stop()
         self._engine.start()
+        self.mend()
+
+    def mend(self) -> None:
+        """Put right what an Engine that was killed cannot put right by itself."""
+        self._engine.mend()
 
     # --- what is done to all of a node's, until there is nothing to do for a moment
 

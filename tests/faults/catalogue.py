@@ -1,9 +1,10 @@
 """Every class of faults, in the order of the table."""
 
-from tests.faults import away, kills
+from tests.faults import away, kills, kills_docker
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *kills.FAULTS,
+    *kills_docker.FAULTS,
     *away.FAULTS,
 )

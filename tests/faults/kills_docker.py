@@ -59,6 +59,7 @@ class EngineCrash:
         """
         tally, hard, delay = self._stage.tally, self._chance.random() < 0.5, self._chance.uniform(0, LONGEST)
         story = f"the Engine {'killed' if hard else 'ended'} after {delay:.3f} s"
+        await asyncio.to_thread(self._habitat.mend)
         await asyncio.gather(*(scenario.prepare() for scenario in scenarios))
         for scenario in scenarios:
             scenario.begin()

@@ -34,6 +34,8 @@ APPLETS = ("sh", "sleep", "cat", "true", "false", "echo", "env", "dd", "head", "
 IMAGE = "runtime:1"
 RICH_IMAGE = "runtime:rich"
 """One with defaults of its own: environment, labels, entry point, folder, a volume, a port, a health check."""
+TASKS = "exec/containerd/daemon/io.containerd.runtime.v2.task/moby"
+"""Where containerd has a folder for each container that runs, below that of its dockerd."""
 SLEEPER = ("/bin/sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait")
 """Ends at once on SIGTERM."""
 DEAF = ("/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000 & wait; sleep 1000")
@@ -49,8 +51,7 @@ def missing() -> list[str]:
     lacks = []
     if os.geteuid() != 0:
         lacks.append("root")
-    if shutil.which("dockerd") is None:
-        lacks.append("dockerd (Debian: docker.io)")
+    lacks += [f"{program} (Debian: docker.io)" for program in ("dockerd", "ctr") if shutil.which(program) is None]
     if static_busybox() is None:
         lacks.append("a static busybox (Debian: busybox-static)")
     return lacks
@@ -124,6 +125,37 @@ class RealEngine:
                 raise EngineMissingError(msg)
             time.sleep(0.01)
         left.unlink()  # until it is reaped by whoever has to, the next dockerd would wait for it
+
+    def mend(self) -> int:
+        """Remove what a dockerd that was killed in the middle of a start has left half started; returns how many.
+
+        Until 20.10 at least, a dockerd does not know of it, and refuses each later start: `task … already exists`.
+        """
+        found = self._half_started()
+        if not found:
+            return 0
+        time.sleep(0.3)  # what was about to end, or to start, has another time or is gone by then
+        stale = found & self._half_started()
+        for container, _ in stale:
+            for words in (("tasks", "delete", "--force"), ("containers", "delete")):
+                address = str(self.folder / "exec" / "containerd" / "containerd.sock")
+                command = ["ctr", "--address", address, "--namespace", "moby", *words, container]
+                subprocess.run(command, check=False, capture_output=True, timeout=30)  # there may be one of the two
+            shutil.rmtree(self.folder / TASKS / container, ignore_errors=True)
+        return len(stale)
+
+    def _half_started(self) -> set[tuple[str, str]]:
+        """List tasks whose container does not run, or is gone, with the time of its last start."""
+        folder = self.folder / TASKS
+        found = set()
+        for container in [entry.name for entry in folder.iterdir()] if folder.exists() else []:
+            try:
+                state = self.inspect(container)["State"]  # waits for a start that is under way
+            except docker.errors.NotFound:
+                state = {"Running": False, "StartedAt": ""}
+            if not state["Running"]:
+                found.add((container, str(state["StartedAt"])))
+        return found
 
     def tail(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
@@ -210,6 +242,7 @@ def own_engine() -> Iterator[RealEngine]:
         yield engine
         for container in engine.api.containers(all=True):
             engine.api.remove_container(container["Id"], force=True, v=True)
+        engine.mend()
     finally:
         engine.stop()
         unmount_below(folder)
