@@ -263,7 +263,7 @@ def serve(path: str, driver: DriverKind) -> None:
     if without := os.environ.get(WITHOUT):
         from tests.faults import mutations
 
-        mutations.switch_off(without)
+        mutations.switch_off(without, Path(path).parent)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
     server.listen(64)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,17 +37,17 @@ class Mutation:
     Attributes:
         name: To choose it by.
         protection: What it is.
-        switch_off: Takes it out of the agent, in whose process it is called before anything else.
+        switch_off: Takes it out of the agents that this process becomes; is given a folder to write into.
         rows: The rows of the campaign that must notice, tried in this order until one did.
     """
 
     name: str
     protection: str
-    switch_off: Callable[[], None]
+    switch_off: Callable[[Path], None]
     rows: Callable[[], tuple[Fault, ...]]
 
 
-def _no_calls_journaled() -> None:
+def _no_calls_journaled(_folder: Path) -> None:
     from agent.journal import Journal
 
     async def record(*_args: Any, **_kwargs: Any) -> None:
@@ -55,7 +56,7 @@ def _no_calls_journaled() -> None:
     setattr(Journal, "record", record)  # noqa: B010 - mypy allows no assignment to a method
 
 
-def _no_a() -> None:
+def _no_a(_folder: Path) -> None:
     from agent.journal import Journal
 
     original = Journal.record
@@ -66,7 +67,7 @@ def _no_a() -> None:
     setattr(Journal, "record", record)  # noqa: B010 - as above
 
 
-def _one_settled_read() -> None:
+def _one_settled_read(_folder: Path) -> None:
     from agent.runtimes import docker, systemd
 
     for driver in (docker.DockerDriver, systemd.SystemdDriver):
@@ -75,7 +76,7 @@ def _one_settled_read() -> None:
         defaults["settle_pause"] = 0.0
 
 
-def _expiry_after_a_call() -> None:
+def _expiry_after_a_call(_folder: Path) -> None:
     from agent.activities.lanes import Lane
     from agent.journal import Row
 
@@ -94,7 +95,7 @@ def _expiry_after_a_call() -> None:
     setattr(Lane, "_recover_row", recover_row)  # noqa: B010 - as above
 
 
-def _no_decision_to_go_back() -> None:
+def _no_decision_to_go_back(_folder: Path) -> None:
     from agent.journal import Journal
 
     async def go_back(*_args: Any, **_kwargs: Any) -> None:
@@ -103,7 +104,7 @@ def _no_decision_to_go_back() -> None:
     setattr(Journal, "go_back", go_back)  # noqa: B010 - as above
 
 
-def _no_deduplication() -> None:
+def _no_deduplication(_folder: Path) -> None:
     from agent.journal import intake
 
     original = intake.take
@@ -116,7 +117,7 @@ def _no_deduplication() -> None:
     intake.take = take
 
 
-def _no_sweep_first() -> None:
+def _no_sweep_first(_folder: Path) -> None:
     from agent.journal import Journal
 
     async def following(self: Journal, runtime: str) -> Any:
@@ -126,7 +127,7 @@ def _no_sweep_first() -> None:
     setattr(Journal, "next", following)  # noqa: B010 - as above
 
 
-def _no_lost_flag() -> None:
+def _no_lost_flag(_folder: Path) -> None:
     from agent.journal import opening
 
     original = opening.prepare
@@ -143,7 +144,7 @@ def _no_lost_flag() -> None:
     opening.prepare = prepare
 
 
-def _no_revision() -> None:
+def _no_revision(_folder: Path) -> None:
     from agent.journal import Journal
 
     async def check_revision(self: Journal, _revision: int) -> bool:
@@ -153,7 +154,7 @@ def _no_revision() -> None:
     setattr(Journal, "check_revision", check_revision)  # noqa: B010 - as above
 
 
-def _no_lock() -> None:
+def _no_lock(_folder: Path) -> None:
     from agent.runtimes.runs import RunFiles
 
     def take_lock(self: RunFiles) -> int:
@@ -163,9 +164,7 @@ def _no_lock() -> None:
     setattr(RunFiles, "lock_is_held", lambda _self: False)  # noqa: B010 - as above
 
 
-def _no_pid_before_exec() -> None:
-    from pathlib import Path
-
+def _no_pid_before_exec(folder: Path) -> None:
     from agent.runtimes import spawn
 
     text = spawn.PROGRAM.read_text(encoding="utf-8")
@@ -173,14 +172,14 @@ def _no_pid_before_exec() -> None:
     if late not in text:
         msg = "the launcher writes its record in another way now: adapt this"
         raise RuntimeError(msg)
-    program = Path.cwd() / "launch.py"
+    program = folder / "launch-without-pid.py"
     writer = f"if os.fork() == 0:\n            os.close(lock); time.sleep(2); {late}; os._exit(0)"
     program.write_text(text.replace(late, writer))
     spawn.PROGRAM = program
     setattr(spawn, "_was_recorded", lambda *_: True)  # noqa: B010 - as above
 
 
-def _no_outbox() -> None:
+def _no_outbox(_folder: Path) -> None:
     from agent.journal import Journal
     from agent.protocol import ReportOutcome
 
@@ -216,9 +215,9 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 
-def switch_off(name: str) -> None:
-    """Take a protection out of the agent that this process becomes."""
-    {mutation.name: mutation for mutation in MUTATIONS}[name].switch_off()
+def switch_off(name: str, folder: Path) -> None:
+    """Take a protection out of the agents that this process becomes."""
+    {mutation.name: mutation for mutation in MUTATIONS}[name].switch_off(folder)
 
 
 async def play(mutation: Mutation, rounds: int, seconds: float) -> Tally:
