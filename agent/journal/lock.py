@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,8 @@ from agent.errors import JournalError, JournalInUseError
 
 _WIDTH = 10
 """Characters; no pid is longer."""
+_WRITTEN_WITHIN = 0.5
+"""Seconds in which whoever took the lock has written its number, unless it gets no processor."""
 
 
 class StateLock:
@@ -42,7 +45,7 @@ class StateLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            holder = _holder(descriptor) or "unknown"
             msg = f"cannot use the state folder {self._path.parent}: another agent holds it, process {holder}"
             raise JournalInUseError(msg, hint="only one agent runs on a state folder; stop the other one") from error
         # In place and as long as any: on a full disk, a block that is given back first might be gone.
@@ -54,3 +57,18 @@ class StateLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _holder(descriptor: int) -> str | None:
+    """Read the number of the process that holds the lock; None when it is not known.
+
+    It writes it right after it took the lock. Until then the file has that of the one before, which is gone.
+    """
+    deadline = time.monotonic() + _WRITTEN_WITHIN
+    while True:
+        number = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        if number.isascii() and number.isdigit() and Path(f"/proc/{number}").exists():
+            return number
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)

@@ -93,7 +93,8 @@ class Row:
         return Report(
             activity_id=self.id,
             status=self.status,
-            started_at=self.started_at,
+            # Not after its end, also when the clock was set back in between.
+            started_at=self.started_at and min(self.started_at, self.finished_at),
             finished_at=self.finished_at,
             changed=self.changed,
             recovered=self.recovered,

@@ -81,6 +81,15 @@ async def test_an_activity_may_be_refused_before_it_is_started(node: Node) -> No
     assert await node.next_id() is None
 
 
+async def test_a_report_never_begins_after_its_end_also_when_the_clock_was_set_back(node: Node) -> None:
+    await node.carry_out(1)
+    await node.close()
+    node.edit("UPDATE activities SET started_at = '2999-01-01T00:00:00.000000+00:00' WHERE id = 1")
+    await node.open()
+    report = (await node.row(1)).report()
+    assert report.started_at == report.finished_at
+
+
 async def test_what_is_not_finished_has_no_report(node: Node) -> None:
     row = await started(node, 1)
     with pytest.raises(ValueError, match="activity 1 is not finished"):

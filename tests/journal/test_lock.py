@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def test_a_holder_that_has_not_written_its_number_yet_is_unknown(tmp_path: Path)
         os.truncate(tmp_path / "lock", 0)
         with pytest.raises(JournalInUseError, match="process unknown"), StateLock(tmp_path):
             pass
+
+
+def test_a_holder_that_writes_its_number_late_is_named_and_not_the_one_before_it(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lock = tmp_path / "lock"
+    lock.write_text(f"{gone.pid}\n")
+    late = threading.Timer(0.1, lock.write_text, [f"{holder.pid:<10}\n"])
+    late.start()
+    with pytest.raises(JournalInUseError, match=f"process {holder.pid} "), StateLock(tmp_path):
+        pass
+    late.join()
+    lock.write_text(f"{gone.pid}\n")
+    with pytest.raises(JournalInUseError, match="process unknown"), StateLock(tmp_path):
+        pass
 
 
 def test_a_refused_one_keeps_nothing_open(tmp_path: Path) -> None:
