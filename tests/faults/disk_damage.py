@@ -1,0 +1,306 @@
+"""The files of the journal are damaged while the agent is dead, or are not the agent's to use.
+
+**Damage**: the agent is killed at a random moment of an action, and then the journal or its write-ahead log is cut
+short, emptied, deleted, flipped in some bits, or put back from an old copy. The agent starts, acts on no more than it
+knows, and what it reports is true. What it cannot know is `outcome_unknown`. Not promised is that nothing is done again
+after a damage that nobody can see: a log that was cut opens cleanly, with an older state. How often that happened is
+noted.
+
+**Owner and modes**: files and folders of the state belong to somebody else, or may not be read, written or entered. The
+agent says which one it is and what to do, does nothing meanwhile, and goes on once that is mended; nothing is lost.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.protocol import ActivityStatus, ReasonCode
+from tests.e2e.programs import standin_programs
+from tests.e2e.public_api import Activity
+from tests.e2e.rig import AGENT, CommandFailedError, Rig
+from tests.e2e.waiting import until
+from tests.faults.deeds import IGGY, PATIENCE, SIZE, USUAL, Actor, Deed, told_run
+from tests.faults.disk import MOMENTS, lacks_root
+from tests.faults.fault import Budget, Fault, Ground
+from tests.faults.tally import FalseReportError, LostError, Tally
+
+DATABASE, LOG = "journal.db", "journal.db-wal"
+FILES = (DATABASE, LOG, "journal.db-shm")
+CANNOT_OPEN = 74
+"""Exit code of an agent that cannot use its journal: sysexits.h."""
+
+
+# --- damage
+
+
+def _cut(path: Path, chance: random.Random) -> None:
+    os.truncate(path, chance.randrange(path.stat().st_size))
+
+
+def _empty(path: Path, _: random.Random) -> None:
+    os.truncate(path, 0)
+
+
+def _delete(path: Path, _: random.Random) -> None:
+    path.unlink()
+
+
+def _flip(path: Path, chance: random.Random) -> None:
+    """Flip some bits where something is written, not in what is still free."""
+    content = bytearray(path.read_bytes())
+    written = [place for place, byte in enumerate(content) if byte]
+    for place in chance.sample(written, min(len(written), chance.choice((1, 1, 3, 20)))):
+        content[place] ^= 1 << chance.randrange(8)
+    with path.open("r+b") as file:  # in place: the same file, with all its names
+        file.write(content)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
+    "a cut log": (LOG, _cut),
+    "an emptied log": (LOG, _empty),
+    "a deleted log": (LOG, _delete),
+    "flipped bits in the log": (LOG, _flip),
+    "a cut journal": (DATABASE, _cut),
+    "an emptied journal": (DATABASE, _empty),
+    "a deleted journal": (DATABASE, _delete),
+    "flipped bits in the journal": (DATABASE, _flip),
+}
+OLD_COPY = "an old copy"
+UNKNOWN = {ReasonCode.OUTCOME_UNKNOWN, ReasonCode.START_FAILED}
+"""What is said of an activity that the journal does not know enough of."""
+
+
+class DamagedActor(Actor):
+    """Judges what a damaged journal's agent reports: it may be less than was done, and must be true."""
+
+    def __init__(self, rig: Rig, chance: random.Random, tally: Tally) -> None:
+        super().__init__(rig, chance, tally)
+        self.tolerated = ("journal_replaced", "activity_conflict", "report_conflict")
+        self.repeated = 0
+
+    async def _rests(self, deed: Deed) -> None:
+        """Wait as with a sound journal; but this one may not know any more what was reported before."""
+
+        async def look() -> bool:
+            self._require_agent()
+            activity, status = await self.rig.journaled(deed.activity.id), await self.rig.ask("/v1/status")
+            if status is None or not {found["code"] for found in status["conditions"]} <= set(self.tolerated):
+                return False
+            return activity is None or activity["state"] == "reported"
+
+        await until(look, "the agent is well, and has nothing to report", within=PATIENCE, every=0.05)
+
+    async def _judge(self, deed: Deed, activity: Activity, terms: object) -> None:
+        new, alive = self.rig.births(IGGY)[len(deed.before) :], self.alive()
+        self.repeated += max(0, len(new) - deed.starts)
+        self.tally.effects_seen += min(len(new), deed.starts)
+        self.tally.effects_expected += min(len(new), deed.starts)
+        after = activity.evidence.get("after") or {}
+        false: dict[str, object] = {}
+        if len(alive) > 1:
+            false["it runs more than once"] = alive
+        if activity.status is ActivityStatus.COMPLETED:
+            if len(new) < deed.starts:
+                msg = f"completed, and it was started {len(new)} times"
+                raise LostError(msg)
+            if bool(alive) is not deed.runs:
+                false["it runs"] = bool(alive)
+            if deed.size is not None and alive and alive[0].environment.get(SIZE) != deed.size:
+                false["its config"] = alive[0].environment.get(SIZE)
+        elif activity.code not in UNKNOWN:
+            false["its code"] = activity.code
+        if after.get("state") == "running" and told_run(after) not in [(run.pid, run.start_ticks) for run in alive]:
+            false["its run"] = after
+        if false:
+            msg = f"{activity.status}, but: {false}"
+            raise FalseReportError(msg)
+
+
+@dataclass(slots=True)
+class Damaged:
+    """What came of each kind of damage."""
+
+    rounds: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    """How often the agent said that it cannot open the journal, which then was moved away by hand."""
+
+
+async def damaged(ground: Ground, budget: Budget, tally: Tally) -> None:
+    """Damage the journal in the middle of an action, again and again."""
+    seen = Damaged()
+    async with Rig(standin_programs(), USUAL) as rig:
+        await rig.start_agent()
+        actor = DamagedActor(rig, ground.chance, tally)
+        copy = ground.folder / "copy"
+        kinds: list[str] = []
+        while budget.more():
+            kinds = kinds or ground.chance.sample([*DAMAGES, OLD_COPY], len(DAMAGES) + 1)
+            await _damage_once(actor, kinds.pop(), copy, seen)
+    for kind, rounds in sorted(seen.rounds.items()):
+        tally.notes.append(f"repeated after {kind}: {seen.repeated[kind]} of {rounds}")
+    tally.notes.append(f"the agent refused to open the journal {seen.refused} times")
+
+
+async def _damage_once(actor: DamagedActor, kind: str, copy: Path, seen: Damaged) -> None:
+    rig, chance, repeated = actor.rig, actor.chance, actor.repeated
+    deed = await actor.begin()
+    await asyncio.sleep(chance.uniform(0, MOMENTS))
+    rig.agent.kill()
+    if not _damage(rig.node.state_dir, kind, copy, chance):
+        await rig.start_agent()
+        await actor.end(deed, "killed")
+        return
+    actor.tally.injected += 1
+    await _start(actor, seen)
+    await actor.end(deed, f"after {kind}")
+    await _next_is_carried_out(actor, kind)
+    seen.rounds[kind] += 1
+    seen.repeated[kind] += actor.repeated - repeated
+
+
+def _damage(state: Path, kind: str, copy: Path, chance: random.Random) -> bool:
+    """Do it; returns False when there is nothing to damage. What is there is kept as a copy from time to time."""
+    if kind == OLD_COPY and copy.exists():
+        for name in FILES:
+            (state / name).unlink(missing_ok=True)
+        shutil.copytree(copy, state, dirs_exist_ok=True)
+        shutil.rmtree(copy)
+        return True
+    if not copy.exists():
+        copy.mkdir()
+        for name in FILES[:2]:
+            with suppress(FileNotFoundError):
+                shutil.copy(state / name, copy)
+    if kind == OLD_COPY:
+        return False
+    name, damage = DAMAGES[kind]
+    path = state / name
+    if not path.exists() or not any(path.read_bytes()):
+        return False
+    damage(path, chance)
+    return True
+
+
+async def _start(actor: DamagedActor, seen: Damaged) -> None:
+    """Start the agent; where it says that it cannot use the journal, do what it says: move it away."""
+    rig = actor.rig
+    try:
+        await rig.start_agent()
+    except CommandFailedError as error:
+        state = rig.node.state_dir
+        if rig.agent.exit_code != CANNOT_OPEN or str(state / DATABASE) not in str(error):
+            actor.tally.fail("it does not start", FalseReportError(str(error)))
+        seen.refused += 1
+        for name in FILES:
+            (state / name).unlink(missing_ok=True)
+        await rig.start_agent()
+
+
+async def _next_is_carried_out(actor: DamagedActor, kind: str) -> None:
+    """Require that what is dispatched after all that is done, once."""
+    repeated = actor.repeated
+    deed = await actor.begin("restart")
+    activity = await actor.end(deed, f"the next one after {kind}")
+    if activity is not None and actor.repeated > repeated:
+        actor.tally.fail(kind, FalseReportError(f"the next one was done more than once: {activity.raw}"))
+    actor.repeated = repeated
+
+
+# --- owner and modes
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A wrong owner or mode.
+
+    Attributes:
+        place: Below the state folder; the folder itself when empty.
+        owner: Who gets it; None leaves it.
+        mode: What it gets; None leaves it.
+    """
+
+    place: str
+    owner: int | None = None
+    mode: int | None = None
+
+
+STRANGER = 61999
+"""A user that nobody has."""
+WRONGS = (
+    Wrong("", owner=STRANGER, mode=0o700),
+    Wrong("", mode=0o500),
+    Wrong("", mode=0o000),
+    Wrong("lock", owner=STRANGER),
+    Wrong("identity.json", owner=STRANGER),
+    Wrong("identity.json", mode=0o000),
+    Wrong("journal.db", owner=STRANGER),
+    Wrong("journal.db", mode=0o000),
+    Wrong("journal.reserve", owner=STRANGER),
+)
+WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", *AGENT)
+"""Root for whom permissions hold, as they do for the agent's own user."""
+
+
+async def owned_by_others(ground: Ground, budget: Budget, tally: Tally) -> None:
+    """Give something of the state folder to somebody else while the agent is away."""
+    async with Rig(standin_programs(), USUAL, agent_program=WITHOUT_CAPABILITIES) as rig:
+        await rig.start_agent()
+        actor = Actor(rig, ground.chance, tally)
+        await actor.bring_up()
+        wrongs: list[Wrong] = []
+        while budget.more():
+            wrongs = wrongs or ground.chance.sample(WRONGS, len(WRONGS))
+            await _wrong_once(actor, wrongs.pop(), tally)
+
+
+async def _wrong_once(actor: Actor, wrong: Wrong, tally: Tally) -> None:
+    rig = actor.rig
+    path = rig.node.state_dir / wrong.place
+    if actor.chance.random() < 0.5:
+        rig.agent.kill()
+    else:
+        await rig.agent.terminate()
+    deed = await actor.begin("restart")
+    before = path.stat()
+    said = len(rig.agent.log.read_bytes())
+    try:
+        if wrong.mode is not None:
+            path.chmod(wrong.mode)
+        if wrong.owner is not None:
+            os.chown(path, wrong.owner, -1)
+        tally.injected += 1
+        await rig.start_agent(wait=False)
+        await until(lambda: not rig.agent.alive, f"an agent without {wrong} ends", within=15.0)
+        _judge_words(rig, wrong, rig.agent.log.read_bytes()[said:].decode(errors="replace"))
+        if len(rig.births(IGGY)) != len(deed.before):
+            tally.fail(str(wrong), FalseReportError("something was started meanwhile"))
+    except (AssertionError, TimeoutError) as error:
+        tally.fail(str(wrong), error)
+        rig.agent.kill()
+    finally:
+        os.chown(path, before.st_uid, -1)
+        path.chmod(before.st_mode & 0o7777)
+    await rig.start_agent()
+    await actor.end(deed, f"after {wrong}")
+
+
+def _judge_words(rig: Rig, wrong: Wrong, words: str) -> None:
+    """Require that it ended as it says it does, and named the place and the next step."""
+    code, state = rig.agent.exit_code, rig.node.state_dir
+    named = str(state / wrong.place) if wrong.place in {"identity.json", "journal.db"} else str(state)
+    if code not in {CANNOT_OPEN, 75, 78} or named not in words or "hint" not in words:
+        msg = f"it ended with {code} and said: {words[-1500:]}"
+        raise FalseReportError(msg)
+
+
+FAULTS = (
+    Fault("disk.damage", "journal or its log damaged, or put back", damaged, share=1.5),
+    Fault("disk.owner", "state folder with wrong owner or mode", owned_by_others, share=0.5, lacks=lacks_root),
+)
