@@ -54,8 +54,8 @@ ACTING_PAUSE = 0.3
 then: what is pushed meanwhile is told in one heartbeat."""
 LOOK_AGAIN = 10.0
 """Seconds between two looks at a runtime of which no change was pushed."""
-MEND_EVERY = 5.0
-"""Seconds between two looks whether the disk has room, so that the journal's reserve is whole."""
+MEND_EVERY, MEND_SOON = 5.0, 1.0
+"""Seconds between two looks whether the disk has room, so that the journal's reserve is whole; while it has none."""
 PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
@@ -322,7 +322,7 @@ class Daemon:
     async def _mend_reserve(self, journal: Journal) -> None:
         """Show a full disk before anything is dispatched, and that it is over."""
         while True:
-            await asyncio.sleep(MEND_EVERY)
+            await asyncio.sleep(MEND_SOON if "disk_full" in self._conditions else MEND_EVERY)
             try:
                 await journal.mend_reserve()
             except JournalError as error:  # a condition says so
