@@ -5,8 +5,8 @@ meets one kind of fault by chance; then nothing gets through for a while; then i
 once. In these the agent is hasty: the longest of its delays and read timeouts are seconds, so that hours of bad weather
 fit in minutes; the rules are the same.
 
-`network.token`: the node token is due to be exchanged while most calls that do so are spoilt, and then all tokens are
-refused for a while.
+`network.kills`: and the agents are killed (-9) meanwhile. `network.token`: the node token is due to be exchanged while
+most calls that do so are spoilt, and then all tokens are refused for a while.
 
 `network.outage`: the agent, with its real delays, is cut off while 1,000 activities are dispatched to its node.
 `network.supervisor`: the Supervisor is killed (-9) at any moment and started again. `network.copy`: it is put back from
@@ -29,7 +29,7 @@ from tests.faults import names, outages, tokens
 from tests.faults.errands import USUAL
 from tests.faults.fault import Budget, Fault, Ground, Run
 from tests.faults.outages import Backlog
-from tests.faults.storms import storm
+from tests.faults.storms import storm, storm_and_kills
 from tests.faults.tally import Tally
 from tests.faults.weather import KINDS, Kind
 
@@ -58,6 +58,7 @@ def storm_of(*kinds: Kind, nodes: int = 3, errands: int = 5) -> Play:
 
 
 ROWS: tuple[tuple[str, str, Play, float], ...] = (
+    ("kills", "all of these, and the agent killed (-9)", storm_and_kills, 2.0),
     ("token", "token exchanged meanwhile", tokens.exchanged, 1.0),
     ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 3.0),
     ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0),

@@ -15,9 +15,9 @@ from tests.e2e.nursery import Manner, Nursery
 from tests.e2e.ports import Ports
 from tests.e2e.rig import Rig
 from tests.faults.errands import USUAL, Node, judged
-from tests.faults.fault import Budget
+from tests.faults.fault import Budget, Ground
 from tests.faults.tally import FalseReportError, Tally
-from tests.faults.weather import Kind, Weather
+from tests.faults.weather import KINDS, Kind, Weather
 
 HASTY = Manner(hasty=True)
 CHANNELS = 3
@@ -106,6 +106,41 @@ async def _round(station: Station, weather: Weather, errands: int) -> None:
     for number in range(errands):
         await node.run(story=f"errand {number} in the storm,")
     await _outage(station)
+    await node.get_well()
+
+
+async def storm_and_kills(
+    rig: Rig, nursery: Nursery, ground: Ground, budget: Budget, tally: Tally, *, nodes: int = 3, errands: int = 5
+) -> None:
+    """Let it storm with everything while the agents are killed with SIGKILL at any moment, often soon after a start."""
+    async with stations(rig, nursery, "kills", nodes, ground.chance, tally) as placed, judged([s.node for s in placed]):
+        weathers = [Weather(KINDS, random.Random(ground.chance.random()), 0.35) for _ in placed]
+        while budget.more():
+            await in_parallel(
+                _killed(station, weather, errands) for station, weather in zip(placed, weathers, strict=True)
+            )
+        tally.injected += sum(weather.hits.total() for weather in weathers)
+
+
+async def _killed(station: Station, weather: Weather, errands: int) -> None:
+    node = station.node
+    station.proxy.set(weather)
+
+    async def kill() -> None:
+        while True:
+            await asyncio.sleep(node.chance.choice((0.1, 0.3, 1.0)) * node.chance.random())
+            for _ in range(node.chance.choice((1, 1, 2, 3))):
+                node.tally.injected += await node.node.crash()
+            await asyncio.sleep(node.chance.uniform(0.5, 2.0))
+
+    killing = asyncio.create_task(kill())
+    try:
+        for number in range(errands):
+            await node.run(story=f"errand {number} in a storm that kills,")
+    finally:
+        killing.cancel()
+        await asyncio.wait({killing})
+    station.proxy.set(fault_proxy.none)
     await node.get_well()
 
 

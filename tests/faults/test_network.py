@@ -16,6 +16,7 @@ from tests.faults import names, outages, tokens
 from tests.faults.fault import Budget, Ground
 from tests.faults.network import FAULTS, OPTIONS, Play, storm_of
 from tests.faults.outages import Backlog
+from tests.faults.storms import storm_and_kills
 from tests.faults.tally import Tally
 from tests.faults.weather import KINDS
 
@@ -27,6 +28,7 @@ pytestmark = [
 
 PLAYS: dict[str, Play] = {
     "network.outage": partial(outages.long_outage, backlog=Backlog(size=40, seconds=0.5)),
+    "network.kills": partial(storm_and_kills, nodes=1, errands=3),
     "network.token": partial(tokens.exchanged, nodes=1),
     "network.tls": names.bad_certificates,
     "network.dns": names.lost_names,

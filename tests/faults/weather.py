@@ -21,6 +21,8 @@ from tests.e2e.waiting import until
 
 LONGEST_DELAY = 1.5
 """Seconds that a request or an answer may be held up; less than a hasty agent's patience, so most still arrive."""
+LONGEST_KEPT = 30.0
+"""Seconds after which an answer is too old to come in the place of a newer one."""
 EARLY = 0.03
 """Seconds by which a Retry-After may seem to be cut short, for it is counted from when the answer was on its way."""
 
@@ -51,12 +53,7 @@ async def _stall(exchange: Exchange) -> web.StreamResponse:
 
 async def _stall_in_body(exchange: Exchange) -> web.StreamResponse:
     """Give half of the answer, and nothing more until the agent gives up."""
-    answer = await exchange.forward()
-    body = answer.body if isinstance(answer.body, bytes) else b""
-    response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
-    response.content_length = len(body)
-    await response.prepare(exchange.request)
-    await response.write(body[: len(body) // 2])
+    await fault_proxy.answer_by_half(exchange)
     return await _stall(exchange)
 
 
@@ -69,9 +66,11 @@ async def _cut_request(exchange: Exchange) -> web.StreamResponse:
     ]
     content = "\r\n".join([*lines, "", ""]).encode() + exchange.body
     _, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(content[: -len(exchange.body) // 2 if exchange.body else len(content) // 2])
-    await writer.drain()
-    writer.close()
+    try:
+        writer.write(content[: -len(exchange.body) // 2 if exchange.body else len(content) // 2])
+        await writer.drain()
+    finally:
+        writer.close()
     return exchange.abort()
 
 
@@ -84,12 +83,42 @@ async def _gibberish(exchange: Exchange) -> web.StreamResponse:
     return web.Response(status=502)
 
 
+def _late(chance: random.Random) -> Fault:
+    """Bring the Supervisor the request after the agent gave it up, or was killed."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await _stall(exchange)
+        await asyncio.sleep(chance.uniform(0.0, LONGEST_DELAY))
+        await exchange.forward()
+        return exchange.abort()
+
+    return fault
+
+
 def _twice(chance: random.Random) -> Fault:
     """Send the request twice at the same time, and give the agent one of the two answers."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
         answers = await asyncio.gather(exchange.forward(), exchange.forward())
         return chance.choice(answers)
+
+    return fault
+
+
+def _replay(chance: random.Random) -> Fault:
+    """Bring the Supervisor the request once more, a while later, when nobody waits for what it answers."""
+    later: set[asyncio.Task[None]] = set()
+
+    async def again(exchange: Exchange) -> None:
+        await asyncio.sleep(chance.uniform(0.1, 2 * LONGEST_DELAY))
+        await exchange.forward()
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        task = asyncio.create_task(again(exchange))
+        later.add(task)
+        task.add_done_callback(later.discard)
+        return answer
 
     return fault
 
@@ -112,7 +141,7 @@ def _reorder(chance: random.Random) -> Fault:
 
 
 def _older(_chance: random.Random) -> Fault:
-    """Give the answer to the call of the same kind before, as long as it is of the same second or two.
+    """Give the answer to the call of the same kind before, if that is not too long ago.
 
     Not so for sweeps: nothing tells an old list from that of a Supervisor that was put back from a copy, and no cache
     may keep what is answered to a request with a token (RFC 9111, 3.5).
@@ -125,7 +154,7 @@ def _older(_chance: random.Random) -> Fault:
             exchange.hit = False
             return answer
         kept[exchange.path] = time.monotonic(), answer.body
-        if before is None or time.monotonic() - before[0] > 10:
+        if before is None or time.monotonic() - before[0] > LONGEST_KEPT:
             exchange.hit = False
             return answer
         return web.Response(body=before[1], content_type="application/json")
@@ -242,9 +271,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("drop", "request dropped", _plain(fault_proxy.drop), 0.4),
     Kind("swallow", "answer lost", _plain(fault_proxy.swallow), 0.4),
     Kind("stall", "stalled, until the agent gives up", _either(_stall, _stall_in_body), 0.25),
+    Kind("late", "arrives when it was given up", _late, 0.25),
     Kind("cut", "answer cut in its body", _plain(fault_proxy.cut), 0.4),
     Kind("cut-request", "request cut in its body", _plain(_cut_request), 0.4),
     Kind("duplicate", "request sent twice", _twice, 0.8),
+    Kind("replay", "request sent again later", _replay, 0.5),
     Kind("reorder", "items out of order and again", _reorder, 1.0),
     Kind("older", "an older answer", _older, 0.3),
     Kind("delay", "held up", _delay, 0.5),
@@ -262,7 +293,7 @@ class Weather:
     Args:
         kinds: What comes; one after the other first, so that all come, and then by chance.
         chance: Draws.
-        odds: How likely a request is hit.
+        odds: How likely a request is hit, once one was.
         only: The kind of call that is hit; None for all.
     """
 
@@ -282,7 +313,8 @@ class Weather:
         early = self._quiet_until.pop(exchange.path, 0.0) - time.monotonic()
         if early > EARLY:
             self.hurried.append(f"{exchange.path} came {early:.3f} s too early")
-        if self._only not in {None, exchange.path} or self._chance.random() >= self._odds:
+        spared = bool(self.hits) and self._chance.random() >= self._odds
+        if spared or self._only not in {None, exchange.path}:
             return await exchange.forward()
         key = next(self._next)
         answer = await self._faults[key](exchange)
