@@ -50,13 +50,18 @@ class Settled:
 
 
 class Units:
-    """The systemd driver's. The agents and this process are root, so nothing asks polkit."""
+    """The systemd driver's. The agents and this process are root, so nothing asks polkit.
+
+    Args:
+        nodes: How many play a scenario at the least. Most of them wait most of the time: a recovery waits 2 s for what
+            may be on its way in the bus.
+    """
 
     driver = DriverKind.SYSTEMD
-    nodes = 24
-    ready_within = 12.0
+    ready_within = 6.0
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int = 24) -> None:
+        self.nodes = nodes
         self._settled: dict[Path, Settled] = {}
 
     def settle(self, home: Home) -> dict[str, Any]:

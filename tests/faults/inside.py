@@ -39,7 +39,7 @@ def booted(fault: Fault) -> Fault:
     async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
         system = boot()
         try:
-            tally.add(await play(system, fault, ground.seed, budget))
+            tally.add(await play(system, fault.key, ground.seed, budget))
         finally:
             system.end()
 
@@ -58,7 +58,7 @@ def boot() -> Booted:
     return system
 
 
-async def play(system: Booted, fault: Fault, seed: int, budget: Budget) -> Tally:
+async def play(system: Booted, key: str, seed: int, budget: Budget) -> Tally:
     """Play a row inside, and return what was counted.
 
     Raises:
@@ -67,7 +67,7 @@ async def play(system: Booted, fault: Fault, seed: int, budget: Budget) -> Tally
     wanted = {"seed": seed, "seconds": budget.seconds, "most": budget.most, "impatient": budget.impatient}
     process = await asyncio.create_subprocess_exec(
         *system.command("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "tests.faults.inside"),
-        *(fault.key, json.dumps(wanted)),
+        *(key, json.dumps(wanted)),
         env={**ENVIRONMENT, **{name: os.environ[name] for name in (WITHOUT,) if name in os.environ}},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -80,7 +80,7 @@ async def play(system: Booted, fault: Fault, seed: int, budget: Budget) -> Tally
         return _counted(output)
     except (TimeoutError, ValueError) as error:
         said = "\n".join(output.decode(errors="replace").splitlines()[-LINES:])
-        msg = f"{fault.key}, played inside, ended with {process.returncode} and without a result:\n{said}"
+        msg = f"{key}, played inside, ended with {process.returncode} and without a result:\n{said}"
         raise InsideError(msg) from error
     finally:
         with suppress(ProcessLookupError):
