@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,45 @@ async def test_a_disk_that_cannot_be_written_at_all_is_not_said_to_be_full(
         await node.journal.mend_reserve()
     assert not isinstance(caught.value, JournalFullError)
     assert codes(node) == ["journal_unwritable"]
+
+
+async def test_what_is_committed_stays_so_when_the_reserve_cannot_be_tended(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        msg = "disk I/O error"
+        raise sqlite3.OperationalError(msg)
+
+    monkeypatch.setattr(reserve.Reserve, "_bring_over", broken)
+    monkeypatch.setattr(reserve, "CYCLE", 0)
+    await node.carry_out(1, 2)
+    assert await node.states() == {1: "reported", 2: "reported"}
+    assert capsys.readouterr().out.count("journal.reserve_not_tended") == 1, "said once"
+    monkeypatch.undo()
+    await node.journal.mend_reserve()
+    assert codes(node) == []
+
+
+async def test_free_pages_that_find_no_place_leave_the_rest_as_it_was(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = node.journal._database
+    await database.read(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
+    monkeypatch.setattr(reserve, "_FEW_PAGES", 10_000)
+    monkeypatch.setattr(reserve, "_ENOUGH_PAGES", 20_000)
+    await node.journal.mend_reserve()
+    assert codes(node) == []
+    await node.carry_out(1)
+    assert await node.states() == {1: "reported"}
+
+
+async def test_a_disk_that_fails_while_the_reserve_is_attached_is_an_error(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.close()
+    monkeypatch.setattr(Path, "hardlink_to", refuse(errno.EIO))
+    with pytest.raises(JournalError, match="Input/output error"):
+        await node.open()
+    monkeypatch.undo()
+    await node.open()
+    assert same(node)
