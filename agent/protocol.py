@@ -17,6 +17,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 MAX_ID = 2**63 - 1
+MAX_REVISION = 2**53
+"""More than a node can begin; a journal that took over a higher one could not count on from it."""
 MAX_BODY_BYTES = 1024 * 1024
 """The agent refuses a longer body, and sends none."""
 MAX_CONFIG_BYTES = 512 * 1024
@@ -319,7 +321,7 @@ class ActivityList(Message):
     items: list[Any]
     last: Annotated[int, Field(ge=0, le=MAX_ID)] = 0
     """The highest sequence that this node was ever given."""
-    revision: Annotated[int, Field(ge=0, le=MAX_ID)] = 0
+    revision: Annotated[int, Field(ge=0, le=MAX_REVISION)] = 0
     """The highest Journal-Revision that this node ever sent."""
 
 

@@ -12,6 +12,7 @@ from agent.protocol import (
     MAX_ANSWER_BYTES,
     MAX_ID,
     MAX_POLL_WAIT,
+    MAX_REVISION,
     REVISION_HEADER,
     Enrollment,
     EnrollRequest,
@@ -194,7 +195,7 @@ class AgentApi:
             raise ProblemError(
                 Code.INVALID_PARAMETER, f"cannot accept {INSTANCE_HEADER}: {reason}", field=INSTANCE_HEADER
             )
-        revision = integer(REVISION_HEADER, request.headers.get(REVISION_HEADER, ""), 0, MAX_ID)
+        revision = integer(REVISION_HEADER, request.headers.get(REVISION_HEADER, ""), 0, MAX_REVISION)
         admission = admission_of(node, row, instance, revision)
         if admission is not None:
             await self._store.write(lambda connection: nodes.admit(connection, admission, now), self._fleet.admitted)

@@ -4,6 +4,7 @@ from agent.protocol import (
     INSTANCE_HEADER,
     MAX_ID,
     MAX_POLL_WAIT,
+    MAX_REVISION,
     REVISION_HEADER,
     ActivityList,
     Enrollment,
@@ -38,7 +39,7 @@ HEADERS = (
         REVISION_HEADER,
         "header",
         "The revision of the agent's journal; grows with every activity that is begun.",
-        whole_number(0, MAX_ID),
+        whole_number(0, MAX_REVISION),
         required=True,
     ),
 )

@@ -83,8 +83,14 @@ def _digest_raw(raw: dict[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Page:
-    """What one answer listed; it counts once it is journaled."""
+    """What one answer listed; it counts once it is journaled.
 
+    Args:
+        last: The highest sequence that was ever given, as the answer says. A higher one is answered, and believed in
+            nothing else: it would hide from the polls all that comes.
+    """
+
+    last: int = MAX_ID
     listed: set[int] = field(default_factory=set)
     """Also with another content: what is processing under its id is not withdrawn."""
     waiting: set[int] = field(default_factory=set)
@@ -98,7 +104,7 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page, *, no
     Args:
         connection: With a transaction open.
         items: As they came, raw.
-        page: Empty; is filled.
+        page: Without items; is filled.
         no_space: What is new is rejected at once, without any effect. What may have been done before is not: it is
             journaled without its content, which is enough to look whether it is true.
     """
@@ -111,7 +117,8 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page, *, no
         if item is None:
             taken.skipped += 1
             continue
-        page.highest = max(page.highest, item.sequence)
+        believed = item.sequence <= page.last
+        page.highest = max(page.highest, item.sequence if believed else 0)
         page.listed.add(item.id)
         row = connection.execute(
             "SELECT id, sequence, digest, state FROM activities WHERE id = ?", (item.id,)
@@ -135,7 +142,8 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page, *, no
             taken.again += _listed_again(connection, row, uncertain=uncertain)
             waiting = row["state"] == RowState.RECEIVED
         # Only what is here: one bad item with a sequence far away would else hide from the polls all that comes.
-        cursor = max(cursor, item.sequence if row is None else row["sequence"])
+        if believed:
+            cursor = max(cursor, item.sequence if row is None else row["sequence"])
         if waiting:
             page.waiting.add(item.id)
     connection.execute("UPDATE journal SET cursor = ?", (cursor,))

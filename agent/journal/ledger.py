@@ -20,7 +20,7 @@ from agent.journal.database import Database
 from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, read_rows, shorten, stamp
 from agent.journal.steps import KEEP, Keep
 from agent.journal.wakeup import Wakeup
-from agent.protocol import JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
+from agent.protocol import MAX_ID, JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
 
 log = structlog.get_logger(__name__)
 
@@ -111,17 +111,18 @@ class Journal:
         ids = await self._database.read(lambda connection: [row["id"] for row in connection.execute(statement)])
         return SweepToken(frozenset(ids))
 
-    async def take(self, items: Sequence[Any], *, sweep: SweepToken | None) -> Taken:
+    async def take(self, items: Sequence[Any], *, sweep: SweepToken | None, last: int = 0) -> Taken:
         """Journal the items of one answer, each by itself, in one transaction.
 
         Args:
             items: As they came, raw JSON values.
             sweep: The sweep that the answer belongs to; None for a poll.
+            last: The highest sequence that the Supervisor ever gave, as the same answer says; 0 when it does not.
         """
         reserve = self._database.reserve
 
         def take_in(connection: sqlite3.Connection, *, refusing: bool = False) -> tuple[Taken, intake.Page]:
-            page = intake.Page()
+            page = intake.Page(last or MAX_ID)
             return intake.take(connection, items, page, no_space=refusing), page
 
         def refuse(connection: sqlite3.Connection) -> tuple[Taken, intake.Page]:

@@ -24,6 +24,7 @@ from agent.protocol import (
     ActivityList,
     Heartbeat,
     HeartbeatAnswer,
+    Message,
     ReportOutcome,
     ReportResult,
     TokenRotation,
@@ -274,11 +275,16 @@ def _replaced(error: SupervisorError) -> bool:
     return error.status == 409 and error.code == Revocation.IDENTITY_IN_USE
 
 
+class _Results(Message):
+    """The answer to reports, as little of it as there has to be."""
+
+    results: list[Any]
+
+
 def _outcomes(body: Any) -> dict[int, ReportOutcome]:
     """Read the results one by one: one that is not understood is as good as missing, and holds up no other."""
-    results = body.get("results") if isinstance(body, dict) else None
     outcomes: dict[int, ReportOutcome] = {}
-    for item in results if isinstance(results, list) else []:
+    for item in _Results.model_validate(body).results:
         try:
             result = ReportResult.model_validate(item)
         except ValidationError:

@@ -154,7 +154,7 @@ class Receiver:
             answer = await self._client.activities(after=after, wait=0, limit=self._page)
             if await self._outdated(answer.revision):
                 return None
-            self._note(await self._journal.take(answer.items, sweep=token))
+            self._note(await self._journal.take(answer.items, sweep=token, last=answer.last))
             last = max(last, answer.last)
             further = page_past(answer.items, after)
             if further > after:
@@ -185,7 +185,7 @@ class Receiver:
         if await self._outdated(answer.revision):
             self._sweep_at = 0.0
             return
-        taken = self._note(await self._journal.take(answer.items, sweep=None))
+        taken = self._note(await self._journal.take(answer.items, sweep=None, last=answer.last))
         if answer.items:
             progress = taken.new > 0 or self._journal.cursor > cursor
             further = page_past(answer.items, after)

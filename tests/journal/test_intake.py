@@ -115,6 +115,19 @@ async def test_what_is_not_journaled_does_not_move_the_cursor(node: Node, item: 
     assert node.journal.cursor == 3
 
 
+async def test_a_sequence_above_what_was_ever_given_is_answered_and_moves_no_cursor_and_no_mark(node: Node) -> None:
+    await node.journal.take([activity(1), activity(2, sequence=MAX_ID), activity(3)], sweep=None, last=3)
+    assert node.journal.cursor == 3
+    assert await node.states() == {1: "received", 2: "received", 3: "received"}
+    await node.reopen(lambda: node.edit("UPDATE journal SET lost = 1"))
+    token = await node.journal.begin_sweep()
+    await node.journal.take([activity(2, sequence=MAX_ID)], sweep=token, last=3)
+    await node.journal.end_sweep(token, last=3)
+    await node.take(activity(4))
+    assert (await node.row(2)).uncertain
+    assert not (await node.row(4)).uncertain
+
+
 async def test_an_author_that_no_database_can_hold_is_left_out(node: Node) -> None:
     assert await node.take(activity(1, author_id=2**70), activity(2, author_id=None)) == Taken(new=2)
     assert [(await node.row(number)).author_id for number in (1, 2)] == [None, None]

@@ -274,6 +274,22 @@ async def test_an_item_without_an_id_and_with_the_highest_sequence_hides_nothing
         assert gap >= least * 0.95
 
 
+@pytest.mark.parametrize("item", [{}, {"action": 5}], ids=["good", "not to be parsed"])
+async def test_an_activity_with_a_sequence_that_was_never_given_hides_nothing_that_comes(
+    node: Node, supervisor: FakeSupervisor, item: dict[str, Any]
+) -> None:
+    receiver = node.receiver(stall=steady(0.05, cap=0.1))
+    async with running(receiver.run(), node.lane(), node.reporter().run()):
+        await eventually(lambda: receiver.sweeps == 1 and supervisor.count("activities") == 2)
+        supervisor.script("activities", altered(lambda answer: {**answer, "last": 4}))
+        await supervisor.dispatch({**activity(4), "sequence": BIG, **item})
+        supervisor.last = 4
+        await eventually(lambda: len(supervisor.reports) == 1)
+        await supervisor.dispatch(activity(5))
+        await eventually(lambda: len(supervisor.reports) == 2)
+        assert receiver.sweeps == 1, "it came by a poll"
+
+
 async def test_a_poll_gets_past_pages_full_of_unusable_items(node: Node, supervisor: FakeSupervisor) -> None:
     receiver = node.receiver(page=3)
     async with running(receiver.run()):
@@ -371,6 +387,21 @@ async def test_a_poll_that_shows_an_old_journal_leads_to_a_sweep(node: Node, sup
     assert row.uncertain
     assert node.journal.revision == 7
     assert not node.journal.lost
+
+
+async def test_a_revision_that_no_journal_could_go_on_from_is_not_taken_over(
+    node: Node, supervisor: FakeSupervisor
+) -> None:
+    """SQLite has no number above it, so nothing could ever be begun again."""
+    supervisor.always("activities", altered(lambda answer: {**answer, "revision": BIG}))
+    await supervisor.dispatch(activity(1))
+    receiver = node.receiver()
+    async with running(receiver.run(), node.lane(), node.reporter().run()):
+        await eventually(lambda: "supervisor_unreachable" in node.conditions)
+        assert node.journal.revision == 0
+        supervisor.always("activities", None)
+        await eventually(lambda: activity(1)["id"] in supervisor.reports)
+    assert node.effects == [activity(1)["id"]]
 
 
 async def test_a_revision_that_never_stops_growing_is_no_hot_loop(node: Node, supervisor: FakeSupervisor) -> None:

@@ -88,6 +88,20 @@ async def test_a_report_survives_any_failure(node: Node, supervisor: FakeSupervi
     assert "supervisor_unreachable" not in node.conditions
 
 
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"null", b'{"results": "none"}', b'{"results": {}}', b'{"result": []}'])
+async def test_an_answer_without_results_is_shown_as_not_understood(
+    node: Node, supervisor: FakeSupervisor, body: bytes
+) -> None:
+    supervisor.always("reports", plain(200, body, "application/json"))
+    await node.result(1)
+    async with running(node.reporter().run()):
+        await eventually(lambda: "supervisor_unreachable" in node.conditions)
+        assert "cannot understand the Supervisor's answer" in node.conditions.all()[0].message
+        supervisor.always("reports", None)
+        await eventually_async(lambda: all_reported(node))
+    assert "supervisor_unreachable" not in node.conditions
+
+
 async def test_a_supervisor_that_fails_is_asked_ever_more_rarely(node: Node, supervisor: FakeSupervisor) -> None:
     supervisor.always("reports", status(500))
     await node.result(1)
