@@ -229,7 +229,13 @@ class CrashNode:
 
     async def rest(self) -> None:
         """Wait until the agent lives, and has nothing to do and nothing to report."""
-        await until(self._is_idle, f"the agent of {self.folder.name} has nothing to do", every=0.03)
+        said = f"the agent of {self.folder.name} has nothing to do"
+        await until(self._is_idle, said, every=0.03, within=self._patience)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that an action may take, twice: once until a kill, and once from its recovery on."""
+        return 2 * self._options.action_timeout
 
     # --- looking
 
@@ -312,7 +318,7 @@ class CrashNode:
             found = await self.rig.api.get(activity.id)
             return None if found.status is ActivityStatus.PROCESSING else found
 
-        return await until(look, f"activity {activity.id} is finished", every=0.1)
+        return await until(look, f"activity {activity.id} is finished", every=0.1, within=self._patience)
 
     async def bring_up(self) -> None:
         """See to it that iggy runs."""
