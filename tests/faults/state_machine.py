@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from hypothesis import HealthCheck, Phase, note, seed, settings
 from hypothesis import strategies as st
@@ -31,9 +31,11 @@ from hypothesis.stateful import (
 
 from agent.protocol import DriverKind, RuntimeName
 from tests.faults.fault import Budget, Fault, Ground
-from tests.faults.simulated.life import EVERYBODY, LINK
+from tests.faults.simulated.life import EVERYBODY, LINK, Stop
 from tests.faults.simulated.node import ENDS_AT_ONCE, GOOD, NEVER_READY, Node
 from tests.faults.tally import Tally
+
+T = TypeVar("T")
 
 NOT_PROMISED: Mapping[str, str] = {
     "untold": "an old copy of the journal is put back before the Supervisor heard of what was begun since",
@@ -44,40 +46,35 @@ NOT_PROMISED: Mapping[str, str] = {
 }
 """What no rule does, and why it is nobody's bug; see docs/recovery.md."""
 
+THEMES: Mapping[str, frozenset[str]] = {
+    "deaths": frozenset({"deaths"}),
+    "runs that end": frozenset({"deaths", "runs", "reboots"}),
+    "waits": frozenset({"deaths", "slowness", "runs"}),
+    "expiry": frozenset({"deaths", "expiry", "slowness"}),
+    "lists": frozenset({"deaths", "lists", "slowness"}),
+    "reports": frozenset({"deaths", "network", "forgetting"}),
+    "lost journals": frozenset({"deaths", "loss", "network", "forgetting"}),
+    "old journals": frozenset({"deaths", "copies"}),
+    "a bad disk": frozenset({"deaths", "disk", "runs"}),
+}
+"""What befalls the node in one story: few kinds of things, so that much of each happens; or all of them."""
+ALL_OF_THEM = "all of it"
+
 ACTIONS = st.sampled_from(
     ("restart", "restart", "restart", "start", "stop", "stop")
     + tuple(f"reconfigure:{number}" for number in (*GOOD, NEVER_READY, ENDS_AT_ONCE))
 )
 SELDOM = st.sampled_from([False, False, False, True])
+OFTEN = st.sampled_from([True, True, True, False])
 KINDS = st.sampled_from(DriverKind)
 RUNTIMES = st.sampled_from(RuntimeName)
-POINTS = (
-    "before started is written",
-    "after started was written",
-    "before the call stop is written",
-    "after the call stop was written",
-    "the call stop was made",
-    "before the call start is written",
-    "after the call start was written",
-    "the call start was made",
-    "before the call restart is written",
-    "after the call restart was written",
-    "the call restart was made",
-    "after the call switch was written",
-    "after current was switched",
-    "after the call recreate was written",
-    "the container was made anew",
-    "after the decision to go back was written",
-    "before finished is written",
-    "after finished was written",
-    "after an answer was written",
-    "before the end of a sweep is written",
-    "a report was answered",
-    "after reported was written",
-)
+BOUNDARIES = st.integers(1, 9) | st.integers(1, 14) | st.integers(15, 30)
+AGAIN = st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
 WHO = st.sampled_from([EVERYBODY, EVERYBODY, RuntimeName.IGGY, RuntimeName.CONNECTORS, LINK])
-LONGEST_TURN = 5.0
-
+EXPIRES_IN = 8.0
+"""Seconds after which what was asked for is to begin no more, in stories with expiry."""
+TURN = 5.0
+"""Seconds that the agent goes on at most, if it passes fewer boundaries than it may."""
 
 STEPS = 40
 """Sentences of one story, at most."""
@@ -96,52 +93,63 @@ class Counts:
     reports: int = 0
 
 
+def with_(*kinds: str) -> Callable[[T], T]:
+    """Make a rule one of the stories with these kinds of things."""
+    decorate: Callable[[T], T] = precondition(lambda self: not self.kinds.isdisjoint(kinds))
+    return decorate
+
+
+def after(boundaries: int, who: str = EVERYBODY) -> Stop:
+    """Halt at so many boundaries from here."""
+    left = iter(range(boundaries - 1))
+    return lambda passes, _: who in {EVERYBODY, passes} and next(left, None) is None
+
+
 class AnyInterleaving(RuleBasedStateMachine):
     """Each rule is a sentence of the story."""
 
     activities: Bundle[int] = Bundle("activities")
+    themes: ClassVar[Sequence[str]] = (*THEMES, ALL_OF_THEM)
     counts: ClassVar[Counts]
 
     node: Node
 
     def __init__(self) -> None:
         super().__init__()
+        self.kinds: frozenset[str] = frozenset()
         self.old_copy_is_back = False
 
-    @initialize(iggy=KINDS, connectors=KINDS, revived=st.booleans(), down=SELDOM, twice=SELDOM, journal_suffers=SELDOM)
-    def a_node(  # noqa: PLR0913 - what makes one node differ from another
-        self,
-        iggy: DriverKind,
-        connectors: DriverKind,
-        *,
-        revived: bool,
-        down: bool,
-        twice: bool,
-        journal_suffers: bool,
-    ) -> None:
-        self.journal_suffers = journal_suffers
+    @initialize(
+        about=st.runner().flatmap(lambda machine: st.sampled_from(machine.themes)),
+        iggy=KINDS,
+        connectors=KINDS,
+        revived=st.booleans(),
+        down=SELDOM,
+    )
+    def a_story(self, about: str, iggy: DriverKind, connectors: DriverKind, *, revived: bool, down: bool) -> None:
+        self.kinds = THEMES.get(about) or frozenset().union(*THEMES.values())
         kinds = {RuntimeName.IGGY: iggy, RuntimeName.CONNECTORS: connectors}
         self.node = Node(kinds, revived=revived, running=not down)
-        self.node.supervisor.twice = twice
         self.node.start()
 
     def _lives(self) -> bool:
         return self.node.life is not None
 
+    def _is_dead(self) -> bool:
+        return self.node.life is None
+
     # --- the user and the Supervisor
 
-    @rule(
-        target=activities,
-        runtime=RUNTIMES,
-        action=ACTIONS,
-        expires_in=st.sampled_from([None, None, None, 8.0]),
-        seen_at_once=st.sampled_from([True, True, True, False]),
-    )
-    def the_user_asks_for(
-        self, action: str, runtime: RuntimeName, *, expires_in: float | None, seen_at_once: bool
-    ) -> int:
-        return self.node.dispatch(runtime, action, expires_in=expires_in, visible=seen_at_once)
+    @rule(target=activities, runtime=RUNTIMES, action=ACTIONS, at_once=OFTEN)
+    def the_user_asks_for(self, action: str, runtime: RuntimeName, *, at_once: bool) -> int:
+        return self._ask(action, runtime, visible=at_once or "lists" not in self.kinds)
 
+    def _ask(self, action: str, runtime: RuntimeName, *, visible: bool = True) -> int:
+        return self.node.dispatch(
+            runtime, action, expires_in=EXPIRES_IN if "expiry" in self.kinds else None, visible=visible
+        )
+
+    @with_("lists")
     @precondition(lambda self: any(not item.visible for item in self.node.supervisor.items.values()))
     @rule()
     def what_was_not_listed_yet_is_listed(self) -> None:
@@ -149,18 +157,26 @@ class AnyInterleaving(RuleBasedStateMachine):
             item.visible = True
         self.node.supervisor.stir()
 
-    @rule(activity=activities)
-    def it_is_listed_with_another_content(self, activity: int) -> None:
-        item = self.node.supervisor.items[activity]
-        if item.given and item.listed:
-            action = "stop" if item.verb != "stop" else "restart"
-            item.other = {**item.raw, "action": action, "config": None}
-            self.node.injected += 1
+    @with_("lists")
+    @rule(twice=st.booleans())
+    def from_now_on_each_is_listed(self, *, twice: bool) -> None:
+        self.node.supervisor.twice = twice
 
+    @with_("lists")
+    @rule()
+    def what_is_still_listed_is_listed_with_another_content(self) -> None:
+        for case in self.node.judge.cases.values():
+            if case.item.listed and case.journaled:
+                action = "stop" if case.verb != "stop" else "restart"
+                case.item.other = {**case.item.raw, "action": action, "config": None}
+                self.node.injected += 1
+
+    @with_("lists")
     @rule(activity=activities)
     def the_user_gives_it_up(self, activity: int) -> None:
         self.node.supervisor.items[activity].wanted = False
 
+    @with_("forgetting")
     @precondition(lambda self: not self.old_copy_is_back)
     @rule(activity=activities)
     def the_supervisor_forgets_the_report_of(self, activity: int) -> None:
@@ -170,6 +186,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.node.injected += 1
             self.node.supervisor.stir()
 
+    @with_("network")
     @rule(how=st.sampled_from(["is cut", "is back", "loses the next answer to a report"]))
     def the_network(self, how: str) -> None:
         supervisor = self.node.supervisor
@@ -182,45 +199,48 @@ class AnyInterleaving(RuleBasedStateMachine):
     # --- the agent
 
     @precondition(_lives)
-    @rule(who=WHO, boundaries=st.integers(min_value=1, max_value=12))
+    @rule(who=WHO, boundaries=BOUNDARIES)
     def the_agent_goes_on(self, who: str, boundaries: int) -> None:
-        left = iter(range(boundaries - 1))
-        self.node.go(LONGEST_TURN, stop=lambda _: next(left, None) is None, only=who)
+        self.node.go(TURN, stop=after(boundaries), only=who)
 
     @precondition(_lives)
-    @rule(seconds=st.sampled_from([LONGEST_TURN, 30.0]))
+    @rule(seconds=st.sampled_from([TURN, 30.0]))
     def the_agent_has_its_way(self, seconds: float) -> None:
         self.node.go(seconds)
 
     @precondition(_lives)
-    @rule(at=st.sampled_from(POINTS), calls_are_lost=st.booleans(), begins_anew=st.booleans())
-    def the_agent_goes_on_and_dies(self, at: str, *, calls_are_lost: bool, begins_anew: bool) -> None:
-        self.node.go(2 * LONGEST_TURN, stop=lambda what: what == at)
-        self._die(calls_are_lost=calls_are_lost)
-        if begins_anew:
-            self.node.start()
+    @rule(boundaries=BOUNDARIES, calls_are_lost=st.booleans(), begins_anew=OFTEN)
+    def the_agent_goes_on_and_dies(self, boundaries: int, *, calls_are_lost: bool, begins_anew: bool) -> None:
+        self.node.go(TURN, stop=after(boundaries))
+        self._die(calls_are_lost=calls_are_lost, begins_anew=begins_anew)
 
     @precondition(_lives)
     @rule(
         target=activities,
         runtime=RUNTIMES,
         action=ACTIONS,
-        at=st.sampled_from(POINTS),
+        boundaries=BOUNDARIES,
         calls_are_lost=st.booleans(),
+        and_again_after=AGAIN,
     )
-    def the_user_asks_and_the_agent_dies_at_it(
-        self, action: str, runtime: RuntimeName, at: str, *, calls_are_lost: bool
+    def the_user_asks_and_the_agent_dies_at_it(  # noqa: PLR0913 - a sentence with all its parts
+        self, action: str, runtime: RuntimeName, boundaries: int, *, calls_are_lost: bool, and_again_after: int
     ) -> int:
-        activity = self.node.dispatch(runtime, action, expires_in=None, visible=True)
-        self.node.go(2 * LONGEST_TURN, stop=lambda what: what == at)
-        self._die(calls_are_lost=calls_are_lost)
+        activity = self._ask(action, runtime)
+        self.node.go(2 * TURN, stop=after(boundaries, runtime))
+        self._die(calls_are_lost=calls_are_lost, begins_anew=True)
+        if and_again_after:
+            self.node.go(2 * TURN, stop=after(and_again_after, runtime))
+            self._die(calls_are_lost=calls_are_lost, begins_anew=True)
         return activity
 
-    def _die(self, *, calls_are_lost: bool) -> None:
+    def _die(self, *, calls_are_lost: bool, begins_anew: bool) -> None:
         where = self.node.die(calls_are_lost=calls_are_lost)
-        note(f"#   the agent died {' and '.join(where) or 'at rest'}")
+        note(f"#   it died {' and '.join(where) or 'at rest'}")
+        if begins_anew:
+            self.node.start()
 
-    @precondition(lambda self: not self._lives())
+    @precondition(_is_dead)
     @rule()
     def the_agent_starts(self) -> None:
         self.node.start()
@@ -228,15 +248,17 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     # --- the node
 
-    @rule(seconds=st.sampled_from([0.4, 3.0, 10.0]))
+    @rule(seconds=st.sampled_from([0.4, 3.0, EXPIRES_IN]))
     def time_passes(self, seconds: float) -> None:
         self.node.pass_time(seconds)
 
+    @with_("runs")
     @rule(runtime=RUNTIMES)
     def the_runtime_dies(self, runtime: RuntimeName) -> None:
         self.node.worlds[runtime].die()
         self.node.injected += 1
 
+    @with_("slowness")
     @rule(runtime=RUNTIMES, slowly=st.booleans())
     def runs_get_ready(self, runtime: RuntimeName, *, slowly: bool) -> None:
         world = self.node.worlds[runtime]
@@ -244,40 +266,61 @@ class AnyInterleaving(RuleBasedStateMachine):
         if not slowly:
             world.get_ready()
 
+    @with_("reboots")
     @rule(the_runtimes_come_up=st.booleans())
     def the_machine_reboots(self, *, the_runtimes_come_up: bool) -> None:
         self.node.reboot(comes_up=the_runtimes_come_up)
 
+    @with_("disk")
     @precondition(_lives)
-    @rule(writes=st.integers(min_value=1, max_value=3))
-    def the_disk_refuses_the_next(self, writes: int) -> None:
+    @rule(writes=st.integers(min_value=1, max_value=3), boundaries=BOUNDARIES)
+    def the_agent_goes_on_and_the_disk_refuses(self, writes: int, boundaries: int) -> None:
+        self.node.go(TURN, stop=after(boundaries))
         self.node.disk.writes_that_fail = writes
 
     # --- the journal's file
 
-    @precondition(
-        lambda self: self.journal_suffers and not any(case.under_way for case in self.node.judge.cases.values())
-    )
+    @with_("copies")
+    @precondition(lambda self: not any(case.under_way for case in self.node.judge.cases.values()))
     @rule()
     def the_journal_is_copied(self) -> None:
         self.node.copy_journal()
 
-    @precondition(lambda self: self._lives() and self.node.copied is not None and not self.old_copy_is_back)
+    @with_("copies")
+    @precondition(lambda self: self.node.copied is not None and not self.old_copy_is_back and self._all_is_told())
     @rule()
-    def the_agent_dies_and_the_copy_is_put_back(self) -> None:
-        node = self.node
-        assert node.life is not None
-        journal = node.life.journal
-        told = journal is None or node.supervisor.revision >= journal.revision
-        node.die(calls_are_lost=False)
-        if told:
-            node.put_back()
-            self.old_copy_is_back = True
+    def the_old_copy_of_the_journal_is_put_back(self) -> None:
+        if self.node.life is not None:
+            self.node.die(calls_are_lost=False)
+        self.node.put_back()
+        self.old_copy_is_back = True
+        self.node.start()
 
-    @precondition(lambda self: self.journal_suffers and not self._lives() and not self.old_copy_is_back)
+    def _all_is_told(self) -> bool:
+        """Whether the Supervisor has heard of all that was begun."""
+        return self.node.supervisor.revision >= self.node.revision
+
+    @with_("loss")
+    @precondition(lambda self: self._lives() and not self.old_copy_is_back)
+    @rule(target=activities, runtime=RUNTIMES, action=ACTIONS, boundaries=BOUNDARIES, calls_are_lost=SELDOM)
+    def the_user_asks_and_the_agent_dies_at_it_with_its_journal(
+        self, action: str, runtime: RuntimeName, boundaries: int, *, calls_are_lost: bool
+    ) -> int:
+        activity = self._ask(action, runtime)
+        self.node.go(2 * TURN, stop=after(boundaries, runtime))
+        self._die(calls_are_lost=calls_are_lost, begins_anew=False)
+        self.node.lose_journal()
+        self.node.start()
+        return activity
+
+    @with_("loss")
+    @precondition(lambda self: not self.old_copy_is_back)
     @rule()
     def the_journal_is_lost(self) -> None:
+        if self.node.life is not None:
+            self.node.die(calls_are_lost=False)
         self.node.lose_journal()
+        self.node.start()
 
     # --- the end
 
@@ -292,7 +335,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.node.close()
 
     def _count(self) -> None:
-        node, counts = self.node, type(self).counts
+        node, counts = self.node, AnyInterleaving.counts
         counts.examples += 1
         counts.injected += node.injected + node.disk.failed + node.supervisor.lost
         counts.activities += len(node.judge.cases)
@@ -303,11 +346,14 @@ class AnyInterleaving(RuleBasedStateMachine):
 AnyInterleaving.counts = Counts()
 
 
-def explore(examples: int, *, steps: int = STEPS, at: int | None = None, shrink: bool = True) -> None:
+def explore(
+    examples: int, *, about: str | None = None, steps: int = STEPS, at: int | None = None, shrink: bool = True
+) -> None:
     """Run the machine, with a seed or as chance has it; raises what it finds, shrunk.
 
     Args:
         examples: How many stories.
+        about: Which of the themes; None: any.
         steps: Of one story, at most.
         at: The seed.
         shrink: Whether what is found is made as short as can be.
@@ -321,8 +367,11 @@ def explore(examples: int, *, steps: int = STEPS, at: int | None = None, shrink:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
-    machine = AnyInterleaving if at is None else seed(at)(AnyInterleaving)
-    run_state_machine_as_test(machine, settings=chosen)
+
+    class Machine(AnyInterleaving):
+        themes = AnyInterleaving.themes if about is None else (about,)
+
+    run_state_machine_as_test(Machine if at is None else seed(at)(Machine), settings=chosen)
 
 
 def explore_for(budget: Budget, first_seed: int, tally: Tally) -> None:

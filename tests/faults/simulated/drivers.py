@@ -133,10 +133,10 @@ class SimulatedDriver:
             calls += await self._stop_first(record, seen)
         if self.world.running is not None:
             raise _busy("recreate")
-        await self._point("the container is made anew")
+        await self._point("before the container is made anew")
         if self.world.running is None:
             self.world.make_container(self.world.current())
-        await self._point("the container was made anew")
+        await self._point("after the container was made anew")
         return calls
 
     async def tidy(self, committed: str | None) -> None:
@@ -150,9 +150,11 @@ class SimulatedDriver:
 
     async def _call(self, call: Call, record: Recorder, target: Run | None) -> None:
         activity = record.__self__.row.id  # type: ignore[attr-defined] # whose call it is, for the judge alone
-        await self._point(f"the call {call} is made")
-        await self.world.call(call, activity, target if self.kind is DriverKind.PROCESS else None)
-        await self._point(f"the call {call} was made")
+        await self._point(f"before the call {call} is made")
+        answered = self.world.send(call, activity, target if self.kind is DriverKind.PROCESS else None)
+        await self._point(f"while the call {call} is on its way")
+        await asyncio.shield(answered)
+        await self._point(f"after the call {call} was made")
 
     async def _rest(self, grace: float | None) -> Observation:
         loop = self.world.machine.loop

@@ -4,10 +4,11 @@ Of the agent the judge hears only where it is (it began this one, it wrote that 
 takes from the worlds' own record of runs, and what was said from the Supervisor's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.journal import Taken
 from agent.protocol import ReasonCode, ReportStatus, RuntimeName, Verb
 from tests.faults.simulated.supervisor import Item, Supervisor
 from tests.faults.simulated.world import Effect, Machine, Run, World
@@ -29,7 +30,10 @@ class Case:
     """The moment at which its `started` was written first."""
     chosen: int = 0
     chosen_at: float = 0.0
+    journaled: bool = False
     under_way: bool = False
+    back_to: object = None
+    """The config that was committed when it began."""
     finished: int | None = None
     code: str | None = None
     calls: int = 0
@@ -72,8 +76,14 @@ class Judge:
     def find(self, error: AssertionError) -> None:
         self.machine.find(error)
 
-    def taken(self, ids: list[int]) -> None:
-        self.known.update(ids)
+    def taken(self, items: Sequence[Mapping[str, Any]], taken: Taken) -> None:
+        for raw in items:
+            case = self.cases[raw["id"]]
+            if raw == case.item.raw:
+                case.journaled = True
+                self.known.add(raw["id"])
+            elif raw["id"] not in taken.conflicts:
+                self.find(FalseReportError(f"{case} came again with another content, and nothing was said of it"))
 
     def waiting(self, runtime: str) -> list[int]:
         return [
@@ -104,6 +114,8 @@ class Judge:
             self.find(RepeatedError(f"{case} begins, and has expired before"))
         case.begun = self.machine.next_moment()
         case.under_way = True
+        if case.world is not None:
+            case.back_to = self.committed.get(case.world.name)
 
     def called(self, number: int) -> None:
         self.cases[number].calls += 1
@@ -156,7 +168,8 @@ class Judge:
         for number, case in self.cases.items():
             if case.item.given:
                 case.doubted = True
-                case.under_way = False
+                case.under_way = case.journaled = False
+                case.item.other = None
                 case.finished = verdicts.get(number)
                 case.sent = None
         for name in self.worlds:
@@ -184,7 +197,7 @@ class Judge:
                     msg = f"{case} makes {len(here)} runs {what} in one boot ({', '.join(here)}), not {most}"
                     raise RepeatedError(msg)
         forward = [effect for effect in begins if effect.run.config == case.item.config_sha256]
-        if case.verb == Verb.RECONFIGURE:
+        if case.verb == Verb.RECONFIGURE and case.back_to not in {UNKNOWN, case.item.config_sha256}:
             for some in (forward, [effect for effect in begins if effect not in forward]):
                 boots = [effect.boot for effect in some]
                 if len(boots) != len(set(boots)):

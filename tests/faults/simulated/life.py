@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +40,15 @@ TIMEOUTS = Timeouts(start=6.0, stop=4.0, action=40.0)
 RETRY_HEARTBEAT = 1.0
 
 
+Stop = Callable[[str, str], bool]
+"""Asked at each boundary, with who passes it and which it is: whether the agent halts there."""
+
+
+def never(_who: str, _what: str) -> bool:
+    """Let it pass."""
+    return False
+
+
 class ProcessGoneError(BaseException):
     """The agent's process is gone: nothing it would do next is done."""
 
@@ -66,7 +74,7 @@ class Disk:
 class Witness:
     """What the judge is told of each boundary that the agent passes."""
 
-    taken: Callable[[list[int]], None]
+    taken: Callable[[Sequence[Any], Taken], None]
     waiting: Callable[[str], list[int]]
     chosen: Callable[[int, list[int]], None]
     begun: Callable[[int], None]
@@ -92,11 +100,11 @@ class Gate:
     gone: bool = False
     halted: bool = False
     only: str = EVERYBODY
-    stop: Callable[[str], bool] = lambda _: False
+    stop: Stop = never
     waiting: dict["asyncio.Future[None]", tuple[str, str]] = field(default_factory=dict)
 
     async def point(self, who: str, what: str) -> None:
-        if not self.gone and not self.halted and self.only in {EVERYBODY, who} and self.stop(what):
+        if not self.gone and not self.halted and self.only in {EVERYBODY, who} and self.stop(who, what):
             self.halted = True
             self.loop.halt()
         while not self.gone and (self.halted or self.only not in {EVERYBODY, who}):
@@ -109,7 +117,7 @@ class Gate:
         if self.gone:
             raise ProcessGoneError
 
-    def open(self, stop: Callable[[str], bool], only: str) -> None:
+    def open(self, stop: Stop, only: str) -> None:
         self.halted, self.stop, self.only = False, stop, only
         self._release()
 
@@ -157,10 +165,10 @@ class GatedJournal(Journal):
 
         self._database.write = intercepted  # type: ignore[method-assign]
 
-    async def take(self, items: Sequence[Any], *, sweep: SweepToken | None) -> Taken:
+    async def take(self, items: Sequence[Any], **facts: Any) -> Taken:
         async with self._step("an answer"):
-            taken = await super().take(items, sweep=sweep)
-            self.witness.taken([item["id"] for item in items if item["id"] not in taken.conflicts])
+            taken = await super().take(items, **facts)
+            self.witness.taken(items, taken)
             return taken
 
     async def next(self, runtime: str) -> Row | None:
@@ -170,9 +178,9 @@ class GatedJournal(Journal):
             self.witness.chosen(row.id, waiting)
         return row
 
-    async def end_sweep(self, token: SweepToken, *, last: int) -> list[int]:
+    async def end_sweep(self, token: SweepToken, **facts: Any) -> list[int]:
         async with self._step("the end of a sweep"):
-            withdrawn = await super().end_sweep(token, last=last)
+            withdrawn = await super().end_sweep(token, **facts)
             self.witness.withdrawn(withdrawn)
             return withdrawn
 
@@ -357,7 +365,7 @@ class Life:
 
     # --- what is done to it
 
-    def go(self, seconds: float, *, stop: Callable[[str], bool] = lambda _: False, only: str = EVERYBODY) -> None:
+    def go(self, seconds: float, *, stop: Stop = never, only: str = EVERYBODY) -> None:
         """Let it go on, until it has passed so many seconds or `stop` says so; then it waits where it is."""
         self.gate.open(stop, only)
         self._loop.go(seconds)
@@ -380,20 +388,14 @@ class Life:
         with contextlib.suppress(ProcessGoneError, asyncio.CancelledError, BaseExceptionGroup):
             self._task.result()
         if self.journal is not None:
-            _close_as_if_killed(self.journal, self._disk.folder)
+            _close(self.journal)
 
 
 async def _nothing(_runtime: Runtime) -> None: ...
 
 
-def _close_as_if_killed(journal: Journal, folder: Path) -> None:
-    """Close the file, and leave it and its WAL as they were while it was open."""
+def _close(journal: Journal) -> None:
+    """Close the file: what was committed is there, whether in the WAL, as after a real kill, or in the file itself."""
     connection, journal._database._connection = journal._database._connection, None
-    if connection is None:
-        return
-    names = [name for name in ("journal.db", "journal.db-wal") if (folder / name).exists()]
-    for name in names:
-        shutil.copy(folder / name, folder / f"{name}.killed")
-    connection.close()
-    for name in names:
-        (folder / f"{name}.killed").replace(folder / name)
+    if connection is not None:
+        connection.close()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from agent.journal import Journal
 from agent.protocol import DriverKind, RuntimeName, config_sha256, format_time
 from tests.faults.simulated.clockwork import VirtualLoop, clockwork
 from tests.faults.simulated.judge import Judge
-from tests.faults.simulated.life import EVERYBODY, Disk, Life, Witness
+from tests.faults.simulated.life import EVERYBODY, Disk, Life, Stop, Witness, never
 from tests.faults.simulated.supervisor import Item, Supervisor
 from tests.faults.simulated.world import Machine, World
 from tests.faults.tally import FalseReportError, LostError
@@ -23,6 +23,8 @@ BEGINNING = datetime(2026, 3, 16, 12, tzinfo=UTC)
 GOOD, NEVER_READY, ENDS_AT_ONCE = (1, 2), 8, 9
 """Ids of configs."""
 DAYS = "/dev/shm"
+LAST_TURN = 20.0
+"""Seconds that the agent goes on before the faults end."""
 HEALING = 700.0
 """Seconds; more than the agent lets pass between two sweeps."""
 
@@ -70,7 +72,8 @@ class Node:
         self.injected = 0
         self.copied: Path | None = None
         self.copied_verdicts: dict[int, int | None] = {}
-        self.lives = 0
+        self.revision = 0
+        """Of the journal, when the agent lived last."""
 
     def _make_world(self, name: RuntimeName, kind: DriverKind, *, revived: bool) -> World:
         folder = self.folder / "runtimes" / name
@@ -132,7 +135,6 @@ class Node:
 
     def start(self) -> None:
         self.judge.agent_starts()
-        self.lives += 1
         judge = self.judge
 
         def finished(number: int, facts: Mapping[str, Any]) -> None:
@@ -159,10 +161,15 @@ class Node:
             runtime_of=lambda number: str(self.supervisor.items[number].raw["runtime"]),
         )
 
-    def go(self, seconds: float, *, stop: Callable[[str], bool] = lambda _: False, only: str = EVERYBODY) -> None:
+    def go(self, seconds: float, *, stop: Stop = never, only: str = EVERYBODY) -> None:
         if self.life is not None:
             self.life.go(seconds, stop=stop, only=only)
+        self._read_revision()
         self.judge.check()
+
+    def _read_revision(self) -> None:
+        if self.life is not None and self.life.journal is not None:
+            self.revision = self.life.journal.revision
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass in which the agent gets no turn."""
@@ -173,6 +180,7 @@ class Node:
         """Kill the agent; returns where it was."""
         assert self.life is not None
         where = self.life.gate.where()
+        self._read_revision()
         self.life.die()
         self.life = None
         self.injected += 1
@@ -220,6 +228,9 @@ class Node:
 
     def heal(self) -> None:
         """End all faults, and see that every activity that is wanted gets its report, and the journal empty."""
+        if self.life is None:
+            self.start()
+        self.go(LAST_TURN)
         self.supervisor.reachable = True
         self.supervisor.twice = False
         self.supervisor.answers_lost = 0
@@ -230,8 +241,6 @@ class Node:
             world.slow = False
             world.get_ready()
         self.supervisor.stir()
-        if self.life is None:
-            self.start()
         for _ in range(3):
             self.go(HEALING)
             if not any(item.listed for item in self.supervisor.items.values()):
@@ -250,7 +259,7 @@ class Node:
         assert self.life is not None
         journal = self.life.journal
         assert journal is not None
-        self.life.gate.open(lambda _: False, EVERYBODY)
+        self.life.gate.open(never, EVERYBODY)
         counts = self.loop.create_task(journal.counts())
         pruned = self.loop.create_task(journal.prune(days=0, count=0))
         rows = self.loop.create_task(journal.recent(1000))

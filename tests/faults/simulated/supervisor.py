@@ -12,6 +12,9 @@ from agent.protocol import ActivityList, ReportOutcome
 PAGE = 2
 """Activities in one answer; few, so that sweeps have pages."""
 
+LATENCY = 0.01
+"""Seconds; whatever the agent can do without asking, it does meanwhile."""
+
 
 @dataclass(eq=False)
 class Item:
@@ -113,6 +116,7 @@ class Client:
         self._sent = sent
 
     async def _reach(self) -> None:
+        await asyncio.sleep(LATENCY)
         if not self._supervisor.reachable:
             raise _unreachable()
         self._supervisor.revision = max(self._supervisor.revision, self._revision())
@@ -130,7 +134,7 @@ class Client:
         supervisor.last = max([supervisor.last, *(item.sequence for item in items)])
         raw = [item.other or item.raw for item in items for _ in range(1 + supervisor.twice)]
         answer = ActivityList(items=raw, last=supervisor.last, revision=supervisor.revision)
-        await self._point("the list is answered")
+        await self._point("before an answer is read")
         if not supervisor.reachable:
             raise _unreachable()
         for item in items:
@@ -139,7 +143,7 @@ class Client:
 
     async def report(self, reports: Sequence[bytes]) -> dict[int, ReportOutcome]:
         await self._reach()
-        await self._point("a report is sent")
+        await self._point("before a report is sent")
         supervisor = self._supervisor
         if not supervisor.reachable:
             raise _unreachable()
@@ -151,12 +155,12 @@ class Client:
             supervisor.answers_lost -= 1
             supervisor.lost += 1
             raise _unreachable()
-        await self._point("a report was answered")
+        await self._point("after a report was answered")
         return outcomes
 
     async def beat(self) -> None:
         """Tell the revision, as a heartbeat does that is sent early."""
-        await self._point("a heartbeat is sent")
+        await self._point("before a heartbeat is sent")
         await self._reach()
 
 

@@ -170,14 +170,14 @@ class World:
 
     # --- calls
 
-    async def call(self, verb: str, activity: int, target: Run | None = None) -> None:
-        """Send a call and wait until it is carried out; it is on its way whether or not its caller still waits."""
+    def send(self, verb: str, activity: int, target: Run | None = None) -> "asyncio.Future[None]":
+        """Send a call; it is on its way whether or not its caller waits until it is carried out."""
         message = Message(verb, activity, target, self.machine.loop.create_future())
         self.messages.append(message)
         if self.kind is DriverKind.PROCESS and verb == "start":
             self.job = "start"  # the lock is held from before the fork
         self.machine.loop.call_later(ON_ITS_WAY, self._arrive, message)
-        await asyncio.shield(message.answered)
+        return message.answered
 
     def _arrive(self, message: Message) -> None:
         if message not in self.messages:
