@@ -1,11 +1,12 @@
 """The node's wall clock jumps hours forward and back, before an action, in it, and while one waits for its turn.
 
-The agent runs under libfaketime, which changes what the C library tells of the wall clock, and leaves the monotonic
-clocks alone, as it is when a clock is set. No activity is taken for expired that is not, and none is begun that is, for
+What the agent is told of the wall clock is changed (clocked_agent.py); the monotonic clocks are left alone, as they are
+when a clock is set. No activity is taken for expired that is not, and none is begun that is, for
 the Supervisor's clock counts; no timeout comes early or never; and what is told of an activity is in order.
 """
 
 import asyncio
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,10 @@ from pathlib import Path
 from agent.link.clock import SKEWED
 from agent.protocol import ReasonCode
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, USUAL, Actor, acting
+from tests.faults.deeds import IGGY, PATHS, USUAL, Actor, acting
 from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.tally import FalseReportError, Tally
 
-LIBRARIES, LIBRARY = Path("/usr/lib"), "*/faketime/libfaketimeMT.so.1"
-"""Of Debian's package libfaketime."""
 LIFE, READY = 2.5, 4.0
 """Seconds in which an activity has to begin, and that a runtime may take to be ready: longer, so that one expires."""
 SHORT = replace(USUAL, ready_timeout=READY, activity_ttl=LIFE, poll_wait=1.0)
@@ -33,7 +32,7 @@ class Clock:
     """The wall clock of one agent.
 
     Args:
-        file: That libfaketime reads each time that it is asked.
+        file: That the agent reads each time that it wants to know the time.
     """
 
     def __init__(self, file: Path) -> None:
@@ -43,32 +42,19 @@ class Clock:
     def set(self, seconds: int) -> None:
         """Set it so far ahead of the true time."""
         new = self._file.with_suffix(".new")
-        new.write_text(f"{seconds:+d}s\n")
+        new.write_text(str(seconds))
         new.replace(self._file)
 
     @property
-    def environment(self) -> dict[str, str]:
-        """What the agent needs to live by it.
-
-        Raises:
-            FileNotFoundError: libfaketime is not installed.
-        """
-        found = list(LIBRARIES.glob(LIBRARY))
-        if not found:
-            msg = f"cannot set the clock of a process: there is no {LIBRARIES / LIBRARY}; install Debian's libfaketime"
-            raise FileNotFoundError(msg)
-        return {
-            "LD_PRELOAD": str(found[0]),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+    def program(self) -> tuple[str, ...]:
+        """Runs the agent by it."""
+        return (sys.executable, "-m", "tests.faults.clocked_agent", str(self._file))
 
 
 async def jump(ground: Ground, budget: Budget, tally: Tally) -> None:
     """Set the clock at random moments to random hours."""
-    clock = Clock(ground.folder / "faketime")
-    async with acting(ground, tally, SHORT, environment=clock.environment) as actor:
+    clock = Clock(ground.folder / "ahead")
+    async with acting(ground, tally, SHORT, program=clock.program, environment=PATHS) as actor:
         actor.tolerated = {SKEWED}
         await actor.bring_up()
         turns = (_before, _in, _in_line)

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from agent.protocol import ActivityStatus, ReasonCode, RuntimeName
 from tests.e2e.births import Birth
@@ -37,6 +38,8 @@ VERBS = ("start", "stop", "restart", "restart", "reconfigure")
 """What is chosen from; a restart has most that can go wrong."""
 PATIENCE = 60.0
 """Seconds within which an activity has its report, and the agent nothing more to say."""
+PATHS = {"PYTHONPATH": str(Path(__file__).parents[2])}
+"""Where a program finds the tests, which runs the agent in its own way."""
 SECOND = timedelta(seconds=1.5)
 """How far times may be apart that are told in whole seconds."""
 

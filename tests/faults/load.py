@@ -28,7 +28,7 @@ from tests.e2e.programs import standin_programs
 from tests.e2e.public_api import Activity
 from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, USUAL, Actor
+from tests.faults.deeds import IGGY, PATHS, USUAL, Actor
 from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.tally import FalseReportError, LostError, RepeatedError, Tally
 
@@ -41,15 +41,15 @@ PLAN = {
 """What comes how often: mostly what is done already."""
 SLOWEST, SLOW = 0.2, 30.0
 """Seconds for each activity of a burst, and for all of it, within which it is over on a machine that has much to do."""
-WARM, POLLS, FEW_POLLS = 1500, 10_000, 1000
-WARM_DEEDS = 25
+WARM, POLLS, FEW_POLLS = 1500, 10_000, 200
+WARM_DEEDS, FEW_DEEDS = 25, 8
+"""Before anything is measured; few where it is to be over soon."""
 KEPT = 20
 """Activities that the journal keeps in the soak."""
 GROWTH = 1_000_000
 """Bytes that the agent's memory may grow by in all that time."""
 JOURNAL = 400_000
 """Bytes of the journal with its WAL, with so few activities in it."""
-REPOSITORY = Path(__file__).parents[2]
 AGENT = ("env", "-u", "COVERAGE_PROCESS_START", sys.executable, "-m", "tests.faults.counted_agent")
 
 
@@ -82,7 +82,7 @@ async def _counted(ground: Ground, tally: Tally, **agent: float) -> AsyncIterato
     """Run an agent that polls all the time."""
     options = replace(USUAL, poll_wait=0.01, agent=agent)
     async with Rig(standin_programs(), options) as rig:
-        await rig.start_agent(program=[*AGENT, str(rig.folder / "tasks")], environment={"PYTHONPATH": str(REPOSITORY)})
+        await rig.start_agent(program=[*AGENT, str(rig.folder / "tasks")], environment=PATHS)
         yield Actor(rig, ground.chance, tally)
 
 
@@ -118,8 +118,9 @@ async def polls(ground: Ground, budget: Budget, tally: Tally) -> None:
         await _until_polled(actor, before + wanted)
         while budget.more():
             await _until_polled(actor, await _polled(actor) + FEW_POLLS)
+            tally.injected += 1
         done, seconds = await _polled(actor) - before, time.monotonic() - began
-        tally.injected += done // FEW_POLLS
+        tally.injected += wanted // FEW_POLLS
         _compare(tally, first, measure(actor), f"{done:,} polls in {seconds:.0f} s")
         await actor.end(await actor.begin("restart"), "after them")
 
@@ -138,7 +139,7 @@ async def soak(ground: Ground, budget: Budget, tally: Tally) -> None:
     """Act for as long as it goes on, with a journal that keeps little."""
     done = 0
     async with _counted(ground, tally, retention_count=KEPT) as actor:
-        for _ in range(WARM_DEEDS):
+        for _ in range(WARM_DEEDS if budget.most is None else FEW_DEEDS):
             await actor.end(await actor.begin(), "while it warms up")
         first, polled, began = measure(actor), await _polled(actor), time.monotonic()
         while budget.more():

@@ -7,6 +7,7 @@ the truth about what was done; the agent lives, finds by itself that all is well
 
 import asyncio
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,11 @@ def _told(actor: Actor, limit: Limit) -> int:
     return actor.rig.agent.log.read_text(errors="replace").count(limit.words)
 
 
+def lacks() -> list[str]:
+    """Say what is missing here."""
+    return [f"{name} (Debian's util-linux)" for name in ("prlimit", "setpriv") if shutil.which(name) is None]
+
+
 async def no_forks(ground: Ground, budget: Budget, tally: Tally) -> None:
     """Let the agent make no more processes nor threads, for a whole action or a part of it."""
     async with acting(ground, tally, program=unprivileged(ground.seed)) as actor:
@@ -135,6 +141,6 @@ async def _reported(actor: Actor, deed: Deed) -> None:
 
 
 FAULTS = (
-    Fault("limits.forks", "no more processes", no_forks),
-    Fault("limits.descriptors", "file descriptors used up", no_descriptors),
+    Fault("limits.forks", "no more processes", no_forks, lacks=lacks),
+    Fault("limits.descriptors", "file descriptors used up", no_descriptors, lacks=lacks),
 )
