@@ -109,7 +109,7 @@ class Database:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.close()
-                self.reserve.close()
+            self.reserve.close()
 
         if self._closing is None:
             self._closing = self._executor.submit(work)

@@ -40,7 +40,8 @@ CANNOT_OPEN = 74
 
 
 def _cut(path: Path, chance: random.Random) -> None:
-    os.truncate(path, chance.randrange(path.stat().st_size))
+    """Cut it where something is written: a log is allocated ahead."""
+    os.truncate(path, chance.randrange(len(path.read_bytes().rstrip(b"\0"))))
 
 
 def _empty(path: Path, _: random.Random) -> None:
