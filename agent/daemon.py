@@ -363,7 +363,7 @@ class Daemon:
         lanes = self._lanes
         return [
             await runtime.status(None if lanes is None else lanes.current(name))
-            for name, runtime in self._runtimes.items()
+            for name, runtime in list(self._runtimes.items())  # more may be opened meanwhile
         ]
 
     async def _node_status(self) -> NodeStatus:
