@@ -28,7 +28,8 @@ async def stop(work: Work) -> Result:
             f"cannot stop {work.runtime.name}: it is not there",
             hint="install its unit, container or command, or correct the node's settings",
         )
-    seen = await work.at_rest()
+    # The call was made: what came of it is told even when the driver is away just now.
+    seen = await work.at_rest(patience=work.runtime.timeouts.stop)
     work.saw(seen)
     if seen.running:
         raise Rejection(

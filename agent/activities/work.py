@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,14 +122,30 @@ class Work:
         self.last_seen = observation
         self.evidence["after"] = observation.as_evidence()
 
-    async def at_rest(self) -> Observation:
-        """Look at the runtime once nothing is under way; the action's deadline bounds it."""
+    async def at_rest(self, *, patience: float = 0.0) -> Observation:
+        """Look at the runtime once nothing is under way; the action's deadline bounds it.
+
+        Args:
+            patience: Seconds that a driver which cannot be asked is waited for.
+
+        Raises:
+            Rejection: It cannot be seen.
+        """
         driver = self.runtime.driver
-        while not (seen := await driver.observe()).at_rest:
+        give_up_at = time.monotonic() + patience
+        while True:
+            try:
+                seen = await driver.observe()
+            except Rejection as rejection:
+                if rejection.code is not ReasonCode.DRIVER_UNAVAILABLE or time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN)
+                continue
+            if seen.at_rest:
+                return seen
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN):
                     await driver.wait_for_change()
-        return seen
 
     async def wait_until_ready(self) -> Readiness:
         """Wait until the runtime is ready and stable, or a later action ends the wait.

@@ -296,6 +296,22 @@ async def test_a_stop_after_which_it_runs_again_has_failed(bench: Bench) -> None
     assert (row.reason.code, row.evidence["exit_code"]) == (ReasonCode.STOP_FAILED, 0)
 
 
+async def test_a_stop_is_completed_also_when_the_driver_is_away_for_a_moment_after_the_call(bench: Bench) -> None:
+    bench.world.begin()
+    real = bench.driver.stop
+
+    async def stop(record: Recorder) -> Outcome:
+        outcome = await real(record)
+        bench.world.unavailable = True
+        asyncio.get_running_loop().call_later(0.1, setattr, bench.world, "unavailable", False)
+        return outcome
+
+    bench.driver.stop = stop  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("stop"))
+    assert (row.status, row.changed, row.evidence["after"]["state"]) == (ReportStatus.COMPLETED, True, "stopped")
+
+
 async def test_a_run_with_another_config_commits_nothing(bench: Bench) -> None:
     await bench.run()
     await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
