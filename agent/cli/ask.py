@@ -4,8 +4,10 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from agent.cli.output import print_error, print_json, print_text
 from agent.cli.parser import OutputFormat
@@ -43,21 +45,30 @@ def activities(args: argparse.Namespace) -> int:
     """List the activities, or show one."""
     if args.id is None:
         answer = ask(_socket(args), f"/v1/activities?limit={args.limit}")
-        page = activities_page(answer.get("items") or [], now=datetime.now(UTC))
+        _show(args, answer, lambda: activities_page(answer.get("items") or [], now=datetime.now(UTC)))
     else:
         answer = ask(_socket(args), f"/v1/activities/{args.id}")
-        page = activity_page(answer)
-    print_json(answer) if args.format == OutputFormat.JSON else print_text(page)
+        _show(args, answer, lambda: activity_page(answer))
     return 0
 
 
 def _show_status(args: argparse.Namespace) -> int:
     answer = ask(_socket(args), "/v1/status")
+    _show(args, answer, lambda: status_page(answer, now=datetime.now(UTC)))
+    return 0 if answer.get("healthy") is True else 1
+
+
+def _show(args: argparse.Namespace, answer: Mapping[str, Any], page: Callable[[], str]) -> None:
+    """Print an answer; what cannot be shown as a page was not made by an agent of this kind."""
     if args.format == OutputFormat.JSON:
         print_json(answer)
-    else:
-        print_text(status_page(answer, now=datetime.now(UTC)))
-    return 0 if answer.get("healthy") is True else 1
+        return
+    try:
+        text = page()
+    except (AttributeError, TypeError, ValueError, KeyError, RecursionError) as error:
+        msg = f"cannot show the answer of the agent: it has another shape than this command knows ({error!r})"
+        raise UnavailableError(msg, hint="is the agent of another version? --format json shows what it said") from error
+    print_text(text)
 
 
 def _socket(args: argparse.Namespace) -> Path:

@@ -3,6 +3,9 @@
 import http.client
 import json
 import socket
+import struct
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from agent.errors import AgentError, SocketDeniedError, UnavailableError
 TIMEOUT = 10.0
 """Seconds without a byte; a hanging Docker Engine may hold up a status that long."""
 
+LONGEST = 60.0
+"""Seconds for a whole answer; a peer that sends a byte now and then is hung up on."""
 MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -20,12 +25,25 @@ class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=TIMEOUT)
         self._path = path
+        self._stream: socket.socket | None = None
+        """The base class forgets it when an answer is the last one, and still reads from it."""
 
     def connect(self) -> None:
         """Connect to the socket instead of a host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        self._stream = self.sock
+        # Blocking, for a socket with a timeout of Python's does not wait for a place in the backlog: unix(7), EAGAIN.
+        seconds, fraction = divmod(TIMEOUT, 1)
+        patience = struct.pack("@ll", int(seconds), int(fraction * 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         self.sock.connect(str(self._path))
+        self.sock.settimeout(self.timeout)
+
+    def hang_up(self) -> None:
+        """End it from another thread: whoever reads from it has read all."""
+        if self._stream is not None:
+            with suppress(OSError):  # it has ended by itself
+                self._stream.shutdown(socket.SHUT_RDWR)
 
 
 def ask(path: Path, target: str) -> dict[str, Any]:
@@ -41,6 +59,9 @@ def ask(path: Path, target: str) -> dict[str, Any]:
         AgentError: It says no; in its own words.
     """
     connection = _UnixConnection(path)
+    patience = threading.Timer(LONGEST, connection.hang_up)
+    patience.daemon = True
+    patience.start()
     try:
         connection.request("GET", target)
         response = connection.getresponse()
@@ -52,13 +73,14 @@ def ask(path: Path, target: str) -> dict[str, Any]:
     except PermissionError as error:
         msg = f"cannot ask the agent: no permission on {path}"
         raise SocketDeniedError(msg, hint="use sudo, or join the group that the socket belongs to") from error
-    except TimeoutError as error:
+    except (TimeoutError, BlockingIOError) as error:
         msg = f"cannot ask the agent: no answer on {path} within {TIMEOUT:g} s"
         raise UnavailableError(msg, hint="the agent's log may say what it waits for") from error
     except (OSError, http.client.HTTPException) as error:
         msg = f"cannot ask the agent on {path}: {str(error) or type(error).__name__}"
         raise UnavailableError(msg, hint="ask again; the agent may have just stopped") from error
     finally:
+        patience.cancel()
         connection.close()
     return _read(body if whole else b"", response.status, path)
 

@@ -18,7 +18,8 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from agent.errors import SocketError
+from agent.errors import AgentError, SocketError
+from agent.local.visits import Visits
 from agent.protocol import MAX_ID, format_time
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ class LocalServer:
         self._activities = activities
         self._activity = activity
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local")
 
@@ -71,11 +73,24 @@ class LocalServer:
         app.router.add_get("/v1/activities/{id}", self._get_activity, allow_head=False)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await self._runner.setup()
-        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+        visits = Visits(self._http_protocol)
+        self._listening = await asyncio.get_running_loop().create_server(
+            visits.protocol, sock=listener, backlog=BACKLOG
+        )
         log.info("local.opened", socket=str(self._path))
+
+    def _http_protocol(self) -> asyncio.BaseProtocol:
+        server = None if self._runner is None else self._runner.server
+        if server is None:
+            msg = "the server is closed"
+            raise RuntimeError(msg)
+        return server()
 
     async def close(self) -> None:
         """Stop serving and remove the socket, if it is still this one's."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -121,6 +136,9 @@ async def _errors_as_json(
         return answer
     except web.HTTPNotFound:
         return _error(404, "unknown_path", f"cannot answer: there is no {request.path[:200]}")
+    except AgentError as error:
+        log.warning("local.unavailable", path=request.path, cause=error.message)
+        return _error(503, "unavailable", error.message, error.hint)
     except Exception as error:
         log.exception("local.failed", path=request.path, error=str(error))
         return _error(500, "internal", f"cannot answer: {type(error).__name__}", "the agent's log says more")

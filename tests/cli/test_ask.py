@@ -42,6 +42,34 @@ def test_status_of_an_agent_that_does_not_run(folder: Path, capsys: pytest.Captu
     assert error["message"] in shown.err
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"conditions": 5},
+        {"conditions": ["x"]},
+        {"agent": []},
+        {"agent": "x"},
+        {"runtimes": {"a": 1}},
+        {"runtimes": [{"incarnation": 5}]},
+    ],
+)
+def test_an_answer_of_another_shape_is_said_so(
+    agent: Agent, capsys: pytest.CaptureFixture[str], status: dict[str, object]
+) -> None:
+    agent.status = {"healthy": True, "conditions": [], "runtimes": [], **status}
+    assert main(["status", "--socket", str(agent.socket)]) == (3 if status != {"agent": []} else 0)
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    assert status == {"agent": []} or shown.err.startswith("iggy-agent: cannot show the answer of the agent: it has")
+    assert main(["status", "--socket", str(agent.socket), "--format", "json"]) == 0
+
+
+def test_a_time_that_utc_does_not_have_is_shown_as_it_is(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
+    agent.items = [{**ACTIVITY, "received_at": "0001-01-01T00:00:00+14:00"}]
+    assert main(["activities", "--socket", str(agent.socket)]) == 0
+    assert "0001-01-01T00:00:00+14:00" in capsys.readouterr().out
+
+
 def test_the_socket_is_found_by_the_environment(
     agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

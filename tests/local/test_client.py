@@ -2,6 +2,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_an_agent_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.Monke
         ask(folder / "s", "/v1/status")
 
 
+def test_a_place_among_those_who_wait_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(folder / "s"))
+        busy.listen(0)
+        waiting.connect(str(folder / "s"))
+        with pytest.raises(UnavailableError, match=r"no answer on .* within 0\.2 s"):
+            ask(folder / "s", "/v1/status")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -120,3 +131,29 @@ def test_an_error_without_words_is_still_an_error(folder: Path, body: bytes) -> 
         pytest.raises(AgentError, match="cannot ask the agent: HTTP 503"),
     ):
         ask(folder / "s", "/v1/status")
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_an_answer_that_never_ends_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    """Each byte comes in time."""
+    monkeypatch.setattr(client, "LONGEST", 0.3)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "s"))
+        server.listen()
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        with pytest.raises(UnavailableError):
+            ask(folder / "s", "/v1/status")
+        thread.join(10)
+        assert not thread.is_alive()

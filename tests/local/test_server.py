@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from agent.errors import SocketError
+from agent.errors import JournalError, SocketError
 from agent.local import server
 from agent.local.server import LocalServer
 from tests.local.conftest import ACTIVITY, Agent
@@ -91,6 +91,13 @@ def test_a_fault_is_a_500_that_is_logged_and_the_server_goes_on(agent: Agent, fa
     assert [entry["event"] for entry in logs] == ["local.failed"]
     agent.fault, agent.status = None, {"healthy": True}
     assert request(agent, "/v1/status")[0] == 200
+
+
+def test_what_the_journal_cannot_tell_is_a_503_in_its_own_words(agent: Agent) -> None:
+    agent.fault = JournalError("cannot read activity 5 in the journal: ValueError", hint="restart the agent")
+    status, _, body = request(agent, "/v1/status")
+    assert (status, body["error"]["code"], body["error"]["hint"]) == (503, "unavailable", "restart the agent")
+    assert body["error"]["message"].startswith("cannot read activity 5")
 
 
 def test_the_socket_is_for_its_group_and_nobody_else(agent: Agent) -> None:
