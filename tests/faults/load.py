@@ -41,7 +41,7 @@ PLAN = {
 """What comes how often: mostly what is done already."""
 SLOWEST, SLOW = 0.2, 30.0
 """Seconds for each activity of a burst, and for all of it, within which it is over on a machine that has much to do."""
-WARM, POLLS, FEW_POLLS = 1500, 10_000, 200
+WARM, POLLS, FEW_POLLS = 1500, 10_000, 100
 WARM_DEEDS, FEW_DEEDS = 25, 8
 """Before anything is measured; few where it is to be over soon."""
 KEPT = 20
@@ -49,7 +49,7 @@ KEPT = 20
 GROWTH = 1_000_000
 """Bytes that the agent's memory may grow by in all that time."""
 JOURNAL = 400_000
-"""Bytes of the journal with its WAL, with so few activities in it."""
+"""Bytes that the journal with its WAL may grow by, with so few activities in it."""
 AGENT = ("env", "-u", "COVERAGE_PROCESS_START", sys.executable, "-m", "tests.faults.counted_agent")
 
 
@@ -94,7 +94,8 @@ def _compare(tally: Tally, first: Size, last: Size, after: str) -> None:
         f" descriptors ({grown['descriptors']:+d}), {last.threads} threads ({grown['threads']:+d}), {last.tasks} tasks"
         f" ({grown['tasks']:+d}), the journal {last.journal / 1e3:.0f} kB ({grown['journal'] / 1e3:+.0f} kB)"
     )
-    bounds = {"memory": GROWTH, "descriptors": 2, "threads": 1, "tasks": 2, "journal": JOURNAL}
+    # Some are open, or under way, for a moment only.
+    bounds = {"memory": GROWTH, "descriptors": 3, "threads": 1, "tasks": 5, "journal": JOURNAL}
     if too_much := {name: value for name, value in grown.items() if value > bounds[name]}:
         msg = f"it grew: {too_much}"
         tally.fail(after, FalseReportError(msg))
