@@ -125,7 +125,7 @@ class Containers:
         """Return the address of the Engine."""
         return {"DOCKER_HOST": self._engine.address}
 
-    def restart_engine(self, *, hard: bool) -> None:
+    def end_middleman(self, *, hard: bool) -> None:
         """End the Engine by SIGKILL, or as an operator does, and start it again; all containers end with that."""
         if hard:
             self._engine.crash()

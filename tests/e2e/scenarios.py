@@ -49,6 +49,7 @@ class Scenario(abc.ABC):
     def __init__(self, node: CrashNode) -> None:
         self.node = node
         self._births: list[Birth] = []
+        self._alive: list[Birth] = []
         self._current: str | None = None
 
     async def prepare(self) -> None:
@@ -62,10 +63,16 @@ class Scenario(abc.ABC):
     def begin(self) -> None:
         """Remember how it was before."""
         self._births, self._current = self.node.births(), self.node.current()
+        self._alive = self.node.alive()
 
     def born(self) -> list[Birth]:
         """Return the runs since `begin`."""
         return self.node.births()[len(self._births) :]
+
+    def is_untouched(self) -> bool:
+        """Tell whether all is as it was at `begin`: nothing began, nothing ended, and no config came into use."""
+        now = self.node.alive(), self.node.current()
+        return not self.born() and now == (self._alive, self._current)
 
     def started(self) -> int:
         """Count how often it was started since `begin`."""

@@ -118,6 +118,17 @@ class Units:
         """Return nothing: the bus is where it always is."""
         return {}
 
+    def end_middleman(self, *, hard: bool) -> None:
+        """Kill the bus, with the connections of all agents; or have systemd begin anew, as after an update of it."""
+        if hard:
+            _systemctl("kill", "--signal=KILL", "dbus.service")
+            _systemctl("start", "dbus.service")
+        else:
+            _systemctl("daemon-reexec")
+
+    def mend(self) -> None:
+        """Do nothing: it is whole again by itself."""
+
 
 def _end(unit: str) -> None:
     """Kill it until it stays down, with no job.

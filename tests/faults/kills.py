@@ -88,7 +88,7 @@ class Blackout:
     Args:
         stage: Where.
         boots: Whether the machine boots after that; else both were killed in the same boot.
-        refusals: More codes with which an activity may be rejected, before anything was done.
+        refusals: More codes with which an activity may be rejected, if nothing came of it.
     """
 
     def __init__(self, stage: Stage, *, boots: bool, refusals: Collection[ReasonCode] = ()) -> None:
@@ -185,7 +185,9 @@ class Blackout:
 
     def _judge_rejected(self, scenario: Scenario, activity: Activity) -> None:
         """Only a run that ended in the boot in which it began makes an action fail."""
-        if activity.code in self._refusals and not scenario.started() and not activity.changed:
+        if activity.code in self._refusals and (
+            scenario.is_untouched() or not (scenario.started() or activity.changed)
+        ):
             return
         allowed = {ReasonCode.START_FAILED, ReasonCode.UNSTABLE, ReasonCode.ROLLED_BACK, ReasonCode.ROLLBACK_FAILED}
         if self._boots or isinstance(scenario, Stop) or activity.code not in allowed:

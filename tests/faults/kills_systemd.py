@@ -1,12 +1,15 @@
-"""kill -9 of the agent with runtimes that are units of a real systemd, which is booted for each row."""
+"""kill -9 of the agent with runtimes that are units of a real systemd, which is booted for each row.
+
+In one row the bus (SIGKILL) or systemd itself (it executes itself anew) ends with most agents.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from agent.protocol import DriverKind
-from tests.e2e.habitats import Habitat
 from tests.e2e.scenarios import Reconfigure, Restart
 from tests.e2e.units import Units
+from tests.faults import middlemen
 from tests.faults.crashes import Stage, require_reached, share
 from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.inside import booted
@@ -17,13 +20,13 @@ DECISIVE = (":bus.", ":journal.record", ":journal.finish")
 
 
 @asynccontextmanager
-async def units() -> AsyncIterator[Habitat]:
+async def units() -> AsyncIterator[Units]:
     """Keep runtimes as units of the systemd that this process runs under."""
     yield Units()
 
 
 @asynccontextmanager
-async def few_units() -> AsyncIterator[Habitat]:
+async def few_units() -> AsyncIterator[Units]:
     """Keep those of a few nodes alone."""
     yield Units(nodes=6)
 
@@ -37,7 +40,10 @@ async def briefly(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> N
     await at_random(stage, kind, ground, budget)
 
 
-ROWS = rows(DriverKind.SYSTEMD, units)
+ROWS = (
+    *rows(DriverKind.SYSTEMD, units),
+    Fault(f"kill.bus.{DriverKind.SYSTEMD}", "agent and bus or systemd ended", middlemen.row(units)),
+)
 BRIEF = Fault("brief.systemd", "kill -9 around a call, systemd", row(briefly, few_units, (Restart, Reconfigure)))
 DIRECT = (*ROWS, BRIEF)
 """The rows as they are played inside."""

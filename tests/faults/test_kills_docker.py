@@ -13,7 +13,7 @@ from tests.e2e.scenarios import Reconfigure, Restart, Scenario
 from tests.faults.crashes import Stage, share, staged, unreached
 from tests.faults.fault import Budget, Ground
 from tests.faults.kills import at_random
-from tests.faults.kills_docker import EngineCrash
+from tests.faults.middlemen import CommonEnd
 from tests.faults.tally import Tally
 from tests.runtimes.engine_rig import running_engine
 
@@ -77,5 +77,5 @@ async def test_an_engine_that_is_killed_with_the_agents_loses_no_container_and_r
     async with stage.company(Restart) as nodes:
         habitat = nodes[0].node.habitat
         assert isinstance(habitat, Containers)
-        await EngineCrash(stage, habitat, random.Random(0)).play(nodes)
+        await CommonEnd(stage, habitat, random.Random(0)).play(nodes)
     judge(tally)
