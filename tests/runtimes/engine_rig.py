@@ -8,6 +8,7 @@ import asyncio
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tarfile
@@ -36,6 +37,8 @@ RICH_IMAGE = "runtime:rich"
 """One with defaults of its own: environment, labels, entry point, folder, a volume, a port, a health check."""
 TASKS = "exec/containerd/daemon/io.containerd.runtime.v2.task/moby"
 """Where containerd has a folder for each container that runs, below that of its dockerd."""
+RUNS = "exec/runtime-runc/moby"
+"""Where runc has one."""
 SLEEPER = ("/bin/sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait")
 """Ends at once on SIGTERM."""
 DEAF = ("/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000 & wait; sleep 1000")
@@ -51,7 +54,9 @@ def missing() -> list[str]:
     lacks = []
     if os.geteuid() != 0:
         lacks.append("root")
-    lacks += [f"{program} (Debian: docker.io)" for program in ("dockerd", "ctr") if shutil.which(program) is None]
+    lacks += [
+        f"{program} (Debian: docker.io)" for program in ("dockerd", "ctr", "runc") if shutil.which(program) is None
+    ]
     if static_busybox() is None:
         lacks.append("a static busybox (Debian: busybox-static)")
     return lacks
@@ -126,35 +131,62 @@ class RealEngine:
             time.sleep(0.01)
         left.unlink()  # until it is reaped by whoever has to, the next dockerd would wait for it
 
-    def mend(self) -> int:
-        """Remove what a dockerd that was killed in the middle of a start has left half started; returns how many.
+    def mend(self) -> None:
+        """Remove from containerd and runc what a dockerd that was killed in the middle of a start has left there.
 
-        Until 20.10 at least, a dockerd does not know of it, and refuses each later start: `task … already exists`.
+        Until 20.10 at least, a dockerd does not know of it, and refuses each later start: `… already exists`.
+
+        Raises:
+            EngineMissingError: It cannot be removed.
         """
-        found = self._half_started()
-        if not found:
-            return 0
-        time.sleep(0.3)  # what was about to end, or to start, has another time or is gone by then
-        stale = found & self._half_started()
-        for container, _ in stale:
-            for words in (("tasks", "delete", "--force"), ("containers", "delete")):
-                address = str(self.folder / "exec" / "containerd" / "containerd.sock")
-                command = ["ctr", "--address", address, "--namespace", "moby", *words, container]
-                subprocess.run(command, check=False, capture_output=True, timeout=30)  # there may be one of the two
-            shutil.rmtree(self.folder / TASKS / container, ignore_errors=True)
-        return len(stale)
+        deadline = time.monotonic() + 30
+        while found := self._half_started():
+            time.sleep(0.3)  # what was about to end, or to start, has another time or is gone by then
+            for container, _ in found & self._half_started():
+                self._clear_away(container)
+            if time.monotonic() > deadline:
+                msg = f"containerd still has what dockerd does not know of: {found}"
+                raise EngineMissingError(msg)
 
     def _half_started(self) -> set[tuple[str, str]]:
-        """List tasks whose container does not run, or is gone, with the time of its last start."""
-        folder = self.folder / TASKS
+        """List what containerd or runc has and what does not run, or is gone, with the time of its last start."""
+        there = set(self._shims())
+        for folder in (self.folder / TASKS, self.folder / RUNS):
+            there |= {entry.name for entry in folder.iterdir()} if folder.exists() else set()
         found = set()
-        for container in [entry.name for entry in folder.iterdir()] if folder.exists() else []:
+        for container in there:
             try:
                 state = self.inspect(container)["State"]  # waits for a start that is under way
             except docker.errors.NotFound:
                 state = {"Running": False, "StartedAt": ""}
             if not state["Running"]:
                 found.add((container, str(state["StartedAt"])))
+        return found
+
+    def _clear_away(self, container: str) -> None:
+        """End what a start has left: containerd forgets a shim when that is gone."""
+        for pid in self._shims().get(container, []):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        address = str(self.folder / "exec" / "containerd" / "containerd.sock")
+        for command in (
+            ["runc", "--root", str(self.folder / RUNS), "delete", "--force", container],
+            ["ctr", "--address", address, "--namespace", "moby", "tasks", "delete", "--force", container],
+            ["ctr", "--address", address, "--namespace", "moby", "containers", "delete", container],
+        ):
+            subprocess.run(command, check=False, capture_output=True, timeout=30)  # it may be gone by then
+        for folder in (TASKS, RUNS):
+            shutil.rmtree(self.folder / folder / container, ignore_errors=True)
+
+    def _shims(self) -> dict[str, list[int]]:
+        """Find what keeps the containers of this Engine, by their ids: `containerd-shim-… -id ID -address SOCKET`."""
+        found: dict[str, list[int]] = {}
+        address = str(self.folder / "exec" / "containerd" / "containerd.sock")
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                words = entry.read_text(errors="replace").split("\0")
+                if address in words and "-id" in words:
+                    found.setdefault(words[words.index("-id") + 1], []).append(int(entry.parent.name))
         return found
 
     def tail(self) -> str:
