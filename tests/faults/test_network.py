@@ -21,7 +21,7 @@ from tests.faults.tally import Tally
 from tests.faults.weather import KINDS
 
 pytestmark = [
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.xdist_group("faults-network"),
 ]
