@@ -278,6 +278,9 @@ def _check_rejected(activity: Activity, alive: Sequence[Birth], terms: _Terms) -
     if activity.code not in terms.allowed or not message.startswith("cannot "):
         msg = f"rejected: {activity.code}: {message}"
         raise FalseReportError(msg)
+    if activity.code == ReasonCode.ROLLED_BACK and len(alive) != 1:
+        msg = f"rolled back, and what runs is {alive}"
+        raise FalseReportError(msg)
     after: Mapping[str, str] = activity.evidence.get("after") or {}
     there = [(run.pid, run.start_ticks) for run in (*alive, *([] if terms.killed is None else [terms.killed]))]
     if after.get("state") == "running" and told_run(after) not in there:

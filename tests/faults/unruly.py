@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from agent.protocol import ReasonCode, RuntimeState
+from agent.protocol import ReasonCode
 from tests.e2e.births import Birth
 from tests.e2e.public_api import Activity
 from tests.faults.deeds import IGGY, USUAL, Actor, Deed, acting
@@ -23,6 +23,8 @@ LATER = 0.3
 """Seconds that a runtime takes until it is ready, in which it can be killed."""
 SLOW = replace(USUAL, stable_for=0.1, ready_timeout=20.0)
 FAILED = {ReasonCode.START_FAILED, ReasonCode.UNSTABLE}
+HIT = {*FAILED, ReasonCode.ROLLED_BACK}
+"""What an action may become whose runtime is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ async def killed(ground: Ground, budget: Budget, tally: Tally) -> None:
             story = (
                 "nothing to kill" if victim is None else f"killed {'the new' if fresh else 'a'} run {after:.3f} s later"
             )
-            activity = await actor.end(deed, story, killed=victim, allowed=FAILED if victim is not None else ())
+            activity = await actor.end(deed, story, killed=victim, allowed=HIT if victim is not None else ())
             if activity is not None and fresh and victim is not None:
                 _judge_killed(actor, activity, victim, after, story)
             await actor.bring_up()
@@ -124,11 +126,9 @@ def _end(runs: list[Birth]) -> Birth | None:
 
 
 def _judge_killed(actor: Actor, activity: Activity, victim: Birth, after: float, story: str) -> None:
-    """One that was killed before it can have been ready is not completed; one that was not killed is."""
-    early = after < LATER - 0.1
-    if early and (
-        activity.code != ReasonCode.START_FAILED or activity.evidence["after"]["state"] != RuntimeState.FAILED
-    ):
+    """One whose run was killed before it can have been ready is not completed, and says what became of it."""
+    cause = activity.evidence.get("cause") or {"code": activity.code}
+    if after < LATER - 0.1 and cause["code"] != ReasonCode.START_FAILED:
         actor.tally.fail(story, FalseReportError(f"{victim} cannot have been ready: {activity.raw}"))
 
 
