@@ -76,7 +76,7 @@ def ask(path: Path, target: str) -> dict[str, Any]:
     except (TimeoutError, BlockingIOError) as error:
         msg = f"cannot ask the agent: no answer on {path} within {TIMEOUT:g} s"
         raise UnavailableError(msg, hint="the agent's log may say what it waits for") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: of a chunk of negative length
         msg = f"cannot ask the agent on {path}: {str(error) or type(error).__name__}"
         raise UnavailableError(msg, hint="ask again; the agent may have just stopped") from error
     finally:

@@ -35,6 +35,13 @@ def each(
         _judge_some(ground, tally, story, examples, judge, (Phase.generate, Phase.shrink), AT_ONCE)
 
 
+def drawn(ground: Ground, examples: st.SearchStrategy[T], count: int) -> list[T]:
+    """Draw a number of examples, to be used later. Blocking."""
+    found: list[T] = []
+    _judge_some(ground, Tally("examples"), "", examples, found.append, (Phase.generate,), count)
+    return found
+
+
 async def each_live(
     ground: Ground,
     tally: Tally,

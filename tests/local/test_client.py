@@ -108,6 +108,7 @@ def test_a_place_among_those_who_wait_is_waited_for(folder: Path, monkeypatch: p
         b"",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}",
         http(b"[]"),
         http(b"not json"),
         http(b"\xff"),
