@@ -1,6 +1,22 @@
 """Every class of faults, in the order of the table."""
 
-from tests.faults import away, bad_input, kills, kills_docker, kills_systemd
+from tests.faults import (
+    away,
+    bad_input,
+    clock,
+    disk,
+    disk_damage,
+    kills,
+    kills_docker,
+    kills_systemd,
+    load,
+    network,
+    pauses,
+    process_limits,
+    state_machine,
+    two_agents,
+    unruly,
+)
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -8,5 +24,15 @@ FAULTS: tuple[Fault, ...] = (
     *kills_docker.FAULTS,
     *kills_systemd.FAULTS,
     *away.FAULTS,
+    *network.FAULTS,
+    *disk.FAULTS,
+    *disk_damage.FAULTS,
+    *pauses.FAULTS,
+    *clock.FAULTS,
+    *process_limits.FAULTS,
+    *unruly.FAULTS,
+    *two_agents.FAULTS,
+    *load.FAULTS,
     *bad_input.FAULTS,
+    *state_machine.FAULTS,
 )
