@@ -75,10 +75,14 @@ class Wait:
         """Wait; see the module's text for how it ends."""
         while True:
             async with self._change() as change:
+                # Judged before the look: the last attempt begins after the deadline. One that was under way then may
+                # have failed only because this agent got no processor.
+                over = self._is_over()
                 seen = await self._observe()
                 if seen is not None and seen.running and (ready := await self._try(seen)):
                     return ready
-                self._check_deadlines(seen)
+                if over:
+                    raise self._late(seen)
                 await asyncio.wait({change}, timeout=self._next_pause())
 
     @asynccontextmanager
@@ -184,9 +188,7 @@ class Wait:
             return now - self._running_since >= self._ready_timeout
         return now - self._began >= self._start_timeout
 
-    def _check_deadlines(self, seen: Observation | None) -> None:
-        if not self._is_over():
-            return
+    def _late(self, seen: Observation | None) -> Rejection:
         if self._run_ended:
             msg = f"cannot start {self._name}: it ended by itself again and again"
             code, hint = ReasonCode.START_FAILED, "its last log lines say why"
@@ -196,7 +198,7 @@ class Wait:
         else:
             msg = f"cannot see {self._name} ready after {self._ready_timeout:g} s: {self._last.why}"
             code, hint = ReasonCode.NOT_READY, f"check its log and [runtimes.{self._name}.probe]"
-        raise Rejection(code, msg, hint=hint, evidence=self._evidence(seen))
+        return Rejection(code, msg, hint=hint, evidence=self._evidence(seen))
 
     def _ended(self, seen: Observation) -> Rejection:
         if seen.state is RuntimeState.MISSING:

@@ -78,6 +78,23 @@ async def test_a_real_runtime_that_dies_while_it_is_watched_is_unstable_at_once(
     assert error.evidence["after"]["state"] == "stopped"
 
 
+async def test_what_got_ready_while_the_agent_got_no_processor_is_ready_although_the_time_is_over() -> None:
+    driver = ScriptedDriver()
+    driver.show(RUNNING, "a")
+    asked = 0
+
+    async def held(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            time.sleep(1)  # noqa: ASYNC251 - the agent's loop too is held by it
+        return web.Response(text="pong")
+
+    async with serving(ping=held) as url:
+        ready = await wait(driver, http=f"{url}/ping", attempt_timeout=0.3, ready_timeout=0.5, stable_for=0.0)
+    assert (asked, ready.probe) == (2, {"ready": True})
+
+
 @pytest.mark.parametrize(("code", "hint"), [(0, "a port is taken"), (1, "its last log lines say why")])
 async def test_an_end_while_starting_is_start_failed_at_once_with_its_exit_code(
     make_driver: MakeDriver, steps: Steps, code: int, hint: str
