@@ -41,6 +41,8 @@ class SupervisorClock:
         self._elapsed = elapsed
         self._sample: tuple[datetime, float] | None = None
         self._precise = False
+        self._doubt = timedelta()
+        """How wrong the last precise time can have been that was taken as it was."""
         self._dates_agree = True
 
     @property
@@ -73,10 +75,16 @@ class SupervisorClock:
         stated = http_date(date)
         # Something between may write its own Date; then the two would set this clock back and forth for ever.
         self._dates_agree = stated is None or abs(stated - server_time) <= STEP
-        time_now = server_time + timedelta(seconds=round_trip / 2)
+        half = timedelta(seconds=round_trip / 2)
+        time_now = server_time + half
         difference = time_now - self.now()
-        if self._precise and abs(difference) <= STEP:
-            time_now += difference * (SMOOTHING - 1)
+        better = half * 2 < self._doubt
+        if self._precise and not better and abs(difference) <= STEP + half:
+            # What the time on the way explains is no error of this clock: the answer may have waited here, unread.
+            unexplained = max(abs(difference) - half, timedelta())
+            time_now = self.now() + (unexplained if difference > timedelta() else -unexplained) * SMOOTHING
+        else:
+            self._doubt = half
         self._precise = True
         self._take(time_now)
 

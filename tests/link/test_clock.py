@@ -109,6 +109,23 @@ def test_small_differences_are_smoothed_and_a_step_is_taken_at_once(clock: Super
     assert seconds(clock) == pytest.approx(-50, abs=0.3)
 
 
+def test_answers_that_wait_unread_while_the_agent_is_stopped_do_not_set_it_wrong(
+    steered: SupervisorClock, elapsed: Elapsed
+) -> None:
+    steered.learn(NOON, round_trip=0.01)
+    for _ in range(10):
+        sent = steered.now()
+        elapsed.seconds += 4
+        steered.learn(sent, round_trip=4)
+    assert abs(steered.now() - NOON - timedelta(seconds=40)) < timedelta(seconds=0.1)
+
+
+def test_a_quick_answer_is_believed_more_than_a_slow_one_before_it(steered: SupervisorClock) -> None:
+    steered.learn(NOON, round_trip=8)
+    steered.learn(NOON, round_trip=0.02)
+    assert steered.now() - NOON == timedelta(seconds=0.01)
+
+
 def test_the_date_header_counts_until_something_better_came(clock: SupervisorClock) -> None:
     clock.learn_date(header(ahead(seconds=40)), round_trip=0)
     assert seconds(clock) == pytest.approx(40, abs=1.2)
