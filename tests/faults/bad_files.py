@@ -246,8 +246,14 @@ async def make_journal(folder: Path) -> str:
         await journal.take([*items, messages.reconfigure(4), unreadable], sweep=None)
         for item in items:
             await journal.start(item["id"], Verb.RESTART)
-            call = {"decisive": True, "running": True, "incarnation": "boot.1.2", "boot_id": "boot"}
-            await journal.record(item["id"], "start", detail={"signal": "SIGTERM"}, **call)
+            await journal.record(
+                *(item["id"], "start"),
+                decisive=True,
+                running=True,
+                incarnation="boot.1.2",
+                boot_id="boot",
+                detail={"signal": "SIGTERM"},
+            )
         reason = Reason(code=ReasonCode.NOT_READY, message="cannot restart: it never got ready")
         await journal.go_back(items[2]["id"], superseded=False, reason=reason, evidence={"before": None})
         for item in items[:2]:
