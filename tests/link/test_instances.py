@@ -25,7 +25,7 @@ async def test_an_earlier_start_of_this_folder_is_known_and_another_agent_is_not
 
 
 async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    first = await Instances.open(tmp_path)
+    first = last = await Instances.open(tmp_path)
     for _ in range(KEPT):
         last = await Instances.open(tmp_path)
     assert len((tmp_path / FILE_NAME).read_text().splitlines()) == KEPT
