@@ -1,4 +1,4 @@
-"""The simulated drivers: each makes the calls that the real one makes, in the same order, with A read at the same place.
+"""The simulated drivers: each makes the calls that the real one makes, in the same order; A is read at the same place.
 
 process   stop (a signal to A alone), then start; a launcher of a dead agent comes up all the same
 docker    stop, a container with another config made anew, then start; what is on its way cannot be seen
@@ -40,7 +40,8 @@ class SimulatedDriver:
         world.changed.clear()
         known = world.last is not None or self.kind is not DriverKind.SYSTEMD
         incarnation = None if world.last is None else Incarnation(world.last.name)
-        config = world.body if self.kind is DriverKind.DOCKER else world.running and world.running.config
+        config = world.running.config if world.running is not None else None
+        config = world.body if self.kind is DriverKind.DOCKER else config
         if world.running is not None and world.job is None:
             return Observation(RuntimeState.RUNNING, incarnation=incarnation, pid=7, config_sha256=config)
         return Observation(
@@ -78,7 +79,8 @@ class SimulatedDriver:
         before = await self._rest(GRACE)
         if not before.running:
             if not before.at_rest:
-                raise _busy("stop")
+                msg = "stop"
+                raise _busy(msg)
             return Outcome(before)
         target = self.world.running
         await record(self._step(Call.STOP, before, decisive=True))
@@ -87,17 +89,18 @@ class SimulatedDriver:
 
     async def restart(self, record: Recorder) -> Outcome:
         before = await self._rest(GRACE)
+        calls: tuple[Call, ...] = ()
         match self.kind:
             case DriverKind.SYSTEMD:
                 await record(self._step(Call.RESTART, before, decisive=True))
                 await self._call(Call.RESTART, record, None)
                 return Outcome(before, (Call.RESTART,))
             case DriverKind.DOCKER:
-                calls = await self._recreate(record) if self._is_other() else ()
+                calls = await self._recreate(record) if self._is_other() else calls
                 if not calls and before.running:
                     calls = await self._stop_first(record, before)
             case DriverKind.PROCESS:
-                calls = await self._stop_first(record, before) if before.running else ()
+                calls = await self._stop_first(record, before) if before.running else calls
         started = await self._start(record, await self._rest(GRACE))
         return replace(started, before=before, calls=calls + started.calls, killed=False if before.running else None)
 
@@ -105,7 +108,8 @@ class SimulatedDriver:
         if before.running:
             return Outcome(before)
         if not before.at_rest:
-            raise _busy("start")
+            msg = "start"
+            raise _busy(msg)
         if self.kind is DriverKind.DOCKER and self._is_other():
             await self._recreate(record)
             before = await self.observe()
@@ -132,7 +136,8 @@ class SimulatedDriver:
         if (seen := await self.observe()).running:
             calls += await self._stop_first(record, seen)
         if self.world.running is not None:
-            raise _busy("recreate")
+            msg = "recreate"
+            raise _busy(msg)
         await self._point("before the container is made anew")
         if self.world.running is None:
             self.world.make_container(self.world.current())

@@ -134,7 +134,8 @@ class Judge:
         case.code = facts["reason"].code if facts.get("reason") else None
         try:
             if case.code == ReasonCode.INTERNAL:
-                raise FalseReportError(f"{case} ran into a fault of the agent: {facts['reason'].message}")
+                msg = f"{case} ran into a fault of the agent: {facts['reason'].message}"
+                raise FalseReportError(msg)
             if facts["status"] is ReportStatus.COMPLETED:
                 self._check_claim(case, facts)
             self._check_refusal(case)
@@ -191,25 +192,36 @@ class Judge:
     def _check_effects(self, case: Case) -> None:
         begins, ends = case.effects("begin"), case.effects("end")
         for what, effects, most in (("begin", begins, _most_begins(case)), ("end", ends, _most_ends(case))):
-            for boot in {effect.boot for effect in effects}:
-                here = [effect.run.name for effect in effects if effect.boot == boot]
-                if len(here) > most:
-                    msg = f"{case} makes {len(here)} runs {what} in one boot ({', '.join(here)}), not {most}"
-                    raise RepeatedError(msg)
-        forward = [effect for effect in begins if effect.run.config == case.item.config_sha256]
+            self._check_number(case, effects, most, f"makes runs {what}")
         if case.verb == Verb.RECONFIGURE and case.back_to not in {UNKNOWN, case.item.config_sha256}:
-            for some in (forward, [effect for effect in begins if effect not in forward]):
-                boots = [effect.boot for effect in some]
-                if len(boots) != len(set(boots)):
-                    raise RepeatedError(f"{case} starts twice in one direction, in one boot")
+            forward = [effect for effect in begins if effect.run.config == case.item.config_sha256]
+            back = [effect for effect in begins if effect not in forward]
+            for direction, some in (("forward", forward), ("back", back)):
+                self._check_number(case, some, 1, f"makes runs begin on its way {direction}")
         for effect in begins + ends:
-            if case.begun is None:
-                raise RepeatedError(f"{case} has an effect, and never began")
-            if case.never:
-                raise RepeatedError(f"{case} has an effect, and {case.never}")
-            late = case.finished is not None and effect.moment > case.finished
-            if late and case.code != ReasonCode.OUTCOME_UNKNOWN and not case.doubted:
-                raise RepeatedError(f"{case} has an effect after its verdict")
+            self._check_moment(case, effect)
+
+    @staticmethod
+    def _check_number(case: Case, effects: list[Effect], most: int, does: str) -> None:
+        """See that an activity had no more effects than it calls for; in each boot, for a boot ends what runs."""
+        for boot in {effect.boot for effect in effects}:
+            here = [effect.run.name for effect in effects if effect.boot == boot]
+            if len(here) > most:
+                msg = f"{case} {does} {len(here)} times in one boot ({', '.join(here)}), not {most}"
+                raise RepeatedError(msg)
+
+    @staticmethod
+    def _check_moment(case: Case, effect: Effect) -> None:
+        if case.begun is None:
+            msg = f"{case} has an effect, and never began"
+            raise RepeatedError(msg)
+        if case.never:
+            msg = f"{case} has an effect, and {case.never}"
+            raise RepeatedError(msg)
+        late = case.finished is not None and effect.moment > case.finished
+        if late and case.code != ReasonCode.OUTCOME_UNKNOWN and not case.doubted:
+            msg = f"{case} has an effect after its verdict"
+            raise RepeatedError(msg)
 
     def _must_be_without_effect(self, case: Case, why: str) -> None:
         case.never = why
@@ -227,7 +239,8 @@ class Judge:
         if half and case.code not in excused and world.running is None and not world.gap and len(world.runs):
             last = case.effects("end")[-1].run
             if world.runs[-1] is last:
-                raise LostError(f"{case} left its runtime down by half of what it was to do; it says {case.code}")
+                msg = f"{case} left its runtime down by half of what it was to do; it says {case.code}"
+                raise LostError(msg)
 
     def _check_claim(self, case: Case, facts: Mapping[str, Any]) -> None:
         world = case.world
@@ -237,7 +250,8 @@ class Judge:
         running = facts["evidence"].get("after", {}).get("state") == "running"
         if case.verb == Verb.STOP:
             if not any(until is None or until > since for _, until in world.downs):
-                raise FalseReportError(f"{case} completed, and it was never down since")
+                msg = f"{case} completed, and it was never down since"
+                raise FalseReportError(msg)
         elif case.verb != Verb.RECONFIGURE or running:
             self._check_run(case, run, since)
         if not case.doubted:
@@ -245,41 +259,52 @@ class Judge:
 
     def _check_run(self, case: Case, run: Run | None, since: int) -> None:
         if run is None or run.ready is None or (run.ended is not None and run.ended < since):
-            raise FalseReportError(f"{case} completed, and {run and run.name} was not ready since")
+            msg = f"{case} completed, and {run and run.name} was not ready since"
+            raise FalseReportError(msg)
         if case.verb == Verb.RESTART and run.began <= since:
-            raise FalseReportError(f"{case} completed, and {run.name} began before it")
+            msg = f"{case} completed, and {run.name} began before it"
+            raise FalseReportError(msg)
         if case.verb == Verb.RECONFIGURE and run.config != case.item.config_sha256:
-            raise FalseReportError(f"{case} completed, and {run.name} has another config")
+            msg = f"{case} completed, and {run.name} has another config"
+            raise FalseReportError(msg)
 
     def _check_changed(self, case: Case, world: World, *, changed: bool, since: int) -> None:
         done = case.effects("end" if case.verb == Verb.STOP else "begin")
         if not changed and (case.effects("begin") or case.effects("end")):
-            raise FalseReportError(f"{case} says that nothing was changed, and it was")
+            msg = f"{case} says that nothing was changed, and it was"
+            raise FalseReportError(msg)
         by_itself = [run for run in world.runs if run.by is None and run.began > since]
         ended = [run for run in world.runs if run.ended is not None and run.ended > since]
         if changed and case.verb in {Verb.START, Verb.RESTART} and not done and not by_itself:
-            raise LostError(f"{case} completed, and no run began")
+            msg = f"{case} completed, and no run began"
+            raise LostError(msg)
         if changed and case.verb == Verb.STOP and not done and not ended:
-            raise LostError(f"{case} completed, and no run ended")
+            msg = f"{case} completed, and no run ended"
+            raise LostError(msg)
         if case.verb == Verb.RESTART and not changed:
-            raise LostError(f"{case} completed without a change")
+            msg = f"{case} completed without a change"
+            raise LostError(msg)
 
     def _check_current(self, case: Case, world: World, facts: Mapping[str, Any]) -> None:
         """See `current` where the verdict says that it is, and a stopped runtime stopped."""
         outcome = facts["evidence"].get("outcome")
         current, committed = world.current(), self.committed.get(world.name)
         if outcome == "applied" and current != case.item.config_sha256:
-            raise FalseReportError(f"{case} is applied, and is not the current config")
-        if outcome in {"rolled_back", "not_applied"} and case.begun is not None and committed is not UNKNOWN:
-            if current != committed:
-                raise FalseReportError(f"{case} is {outcome}, and the current config is not the last committed one")
+            msg = f"{case} is applied, and is not the current config"
+            raise FalseReportError(msg)
+        went_back = outcome in {"rolled_back", "not_applied"} and case.begun is not None
+        if went_back and committed is not UNKNOWN and current != committed:
+            msg = f"{case} is {outcome}, and the current config is not the last committed one"
+            raise FalseReportError(msg)
         if outcome == "rolled_back" and committed is not UNKNOWN:
             ready = [run for run in world.runs if run.config == committed and run.ready and not case.doubted]
             if not case.doubted and not any(run.began > (case.begun or 0) for run in ready):
-                raise FalseReportError(f"{case} is rolled back, and no run with the committed config got ready")
+                msg = f"{case} is rolled back, and no run with the committed config got ready"
+                raise FalseReportError(msg)
         begins = case.effects("begin")
         if begins and case.begun is not None and not _was_up(world, case.begun, begins[0].moment):
-            raise RepeatedError(f"{case} started a runtime that was down")
+            msg = f"{case} started a runtime that was down"
+            raise RepeatedError(msg)
 
     def note_committed(self, number: int, facts: Mapping[str, Any]) -> None:
         """Remember what a run was seen ready with, as the last config that can be gone back to."""

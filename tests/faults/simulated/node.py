@@ -111,7 +111,7 @@ class Node:
 
     def dispatch(self, runtime: RuntimeName, action: str, *, expires_in: float | None, visible: bool) -> int:
         number = len(self.supervisor.items) + 1
-        verb, _, config_id = action.partition(":")
+        _verb, _, config_id = action.partition(":")
         config = make_config(int(config_id), runtime) if config_id else None
         expires_at = None if expires_in is None else self.now() + timedelta(seconds=expires_in)
         raw = {
@@ -247,7 +247,8 @@ class Node:
                 break
         for item in self.supervisor.items.values():
             if item.wanted and item.report is None:
-                raise LostError(f"{self.judge.cases[item.id]} has no report; the agent is {self._where()}")
+                msg = f"{self.judge.cases[item.id]} has no report; the agent is {self._where()}"
+                raise LostError(msg)
         self._check_journal()
 
     def _where(self) -> str:
@@ -266,4 +267,5 @@ class Node:
         self.loop.go()
         waiting, left = counts.result(), rows.result()
         if waiting.waiting or waiting.unreported or left:
-            raise FalseReportError(f"the journal keeps {[(row.id, str(row.state)) for row in left]} of {pruned}")
+            msg = f"the journal keeps {[(row.id, str(row.state)) for row in left]} of {pruned}"
+            raise FalseReportError(msg)
