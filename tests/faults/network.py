@@ -70,7 +70,7 @@ ROWS: tuple[tuple[str, str, Play, float], ...] = (
 )
 
 FAULTS: tuple[Fault, ...] = (
-    *(Fault(f"network.{kind.key}", f"network: {kind.name}", _on_its_own(storm_of(kind))) for kind in KINDS),
+    *(Fault(f"network.{kind.key}", f"network: {kind.name}", _on_its_own(storm_of(kind)), 0.5) for kind in KINDS),
     Fault("network.mixed", "network: all of these at once", _on_its_own(storm_of(*KINDS)), 2.0),
     *(Fault(f"network.{key}", f"network: {name}", _on_its_own(play), share) for key, name, play, share in ROWS),
 )
