@@ -15,6 +15,8 @@ import docker
 import docker.errors
 
 from agent.protocol import DriverKind
+from agent.runtimes.containers import REPLACES_LABEL
+from agent.runtimes.recreation import KEPT
 from tests import standins
 from tests.e2e.births import Birth
 from tests.e2e.habitats import Home, unique_name
@@ -103,23 +105,38 @@ class Containers:
             raise AssertionError(msg)
         return f"{found['Id'][:12]}@{found['State']['StartedAt']}"
 
-    def check(self, state_dir: Path) -> None:
-        """Check that there is the one container, with its volume and its restart policy."""
+    def check(self, state_dir: Path, *, proven: bool) -> None:
+        """Check that there is the one container, with its volume and restart policy; and the way back, if need be."""
         settled = self._settled[state_dir]
         deadline = time.monotonic() + PATIENCE
         with self._client() as api:
-            while (names := _names(api, settled.name)) != {settled.name}:  # what was kept goes once all is durable
-                if time.monotonic() >= deadline:
+            while (names := _names(api, settled.name)) not in self._allowed(api, settled, proven=proven):
+                if time.monotonic() >= deadline:  # it may go on until what was found is durable
                     msg = f"there is not {settled.name} alone, but {names}"
                     raise LostError(msg)
                 time.sleep(0.05)
-            found = api.inspect_container(settled.name)
-        if _volume(found) != settled.volume:
-            msg = f"{settled.name} has volume {_volume(found)}, and had {settled.volume}"
-            raise LostError(msg)
-        if (policy := found["HostConfig"]["RestartPolicy"]["Name"]) != self._policy:
+            for found in [api.inspect_container(name) for name in names]:
+                if _volume(found) != settled.volume:
+                    msg = f"{found['Name']} has volume {_volume(found)}, and had {settled.volume}"
+                    raise LostError(msg)
+            policy = api.inspect_container(settled.name)["HostConfig"]["RestartPolicy"]["Name"]
+        if policy != self._policy:
             msg = f"{settled.name} has restart policy {policy}, and had {self._policy}"
             raise LostError(msg)
+
+    def _allowed(self, api: docker.APIClient, settled: Settled, *, proven: bool) -> list[set[str]]:
+        """Say which containers there may be: the one before, which is down, until the one in use was seen ready."""
+        alone = {settled.name}
+        if proven:
+            return [alone]
+        try:
+            in_use, kept = [api.inspect_container(name) for name in (settled.name, settled.name + KEPT)]
+        except docker.errors.NotFound:
+            return [alone]
+        is_way_back = (in_use["Config"]["Labels"] or {}).get(REPLACES_LABEL) == kept["Id"] and not kept["State"][
+            "Running"
+        ]
+        return [alone, {settled.name, settled.name + KEPT}] if is_way_back else [alone]
 
     def agent_environment(self) -> Mapping[str, str]:
         """Return the address of the Engine."""

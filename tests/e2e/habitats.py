@@ -72,8 +72,11 @@ class Habitat(Protocol):
         """Return the name that the agent has for a run that lives, and was started in that boot."""
         ...
 
-    def check(self, state_dir: Path) -> None:
+    def check(self, state_dir: Path, *, proven: bool) -> None:
         """Check what else there is of a node that has nothing to do.
+
+        Args:
+            proven: Its runtime was seen ready with the config that it has now: no way back has to be kept.
 
         Raises:
             LostError: Something is missing, or too much.
@@ -108,7 +111,7 @@ class Processes:
         """Return boot id, pid and start."""
         return f"{boot_id}.{birth.pid}.{birth.start_ticks}"
 
-    def check(self, state_dir: Path) -> None:
+    def check(self, state_dir: Path, *, proven: bool) -> None:
         """Check nothing: there is only what runs."""
 
     def agent_environment(self) -> Mapping[str, str]:

@@ -43,6 +43,8 @@ class Scenario(abc.ABC):
     dispatched: ClassVar[int] = 1
     """How many activities it dispatches."""
     _sizes: ClassVar[Iterator[int]] = itertools.count(2)
+    proven: ClassVar[bool] = True
+    """Whether it ends with a config with which the runtime was seen ready."""
     starts: ClassVar[int]
     """How often the action starts the runtime, whatever happens to the agent."""
 
@@ -95,7 +97,7 @@ class Scenario(abc.ABC):
         if len(activities) == 1 and interrupted is not None:
             assert activities[0].recovered is interrupted, "the report is wrong about being recovered"
         self.check(*activities)
-        await asyncio.to_thread(self.node.habitat.check, self.node.node.state_dir)
+        await asyncio.to_thread(self.node.habitat.check, self.node.node.state_dir, proven=self.proven)
 
     def count_effects(self) -> None:
         """Check that there was each effect once."""
@@ -164,6 +166,7 @@ class EndsAtOnce(Start):
 
     name = "start that fails"
     since = "after:effect.launch:1"
+    proven = False
     starts = 1
 
     async def prepare(self) -> None:
@@ -237,6 +240,7 @@ class Reconfigure(Start):
 
 class ReconfigureStopped(Reconfigure):
     name = "reconfigure of a stopped one"
+    proven = False
     starts = 0
 
     async def prepare(self) -> None:
@@ -289,6 +293,7 @@ class Superseded(Scenario):
 
     name = "superseded start"
     since, until = "after:effect.launch:1", SECOND_BEGINS
+    proven = False
     dispatched, starts = 2, 1
 
     async def prepare(self) -> None:

@@ -111,7 +111,7 @@ class Units:
         """Return what systemd told it: systemd.exec(5)."""
         return birth.environment["INVOCATION_ID"]
 
-    def check(self, state_dir: Path) -> None:
+    def check(self, state_dir: Path, *, proven: bool) -> None:
         """Check nothing: there is only what runs."""
 
     def agent_environment(self) -> Mapping[str, str]:

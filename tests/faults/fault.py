@@ -32,6 +32,11 @@ class Budget:
         most = None if self.most is None else max(1, round(self.most * share))
         return Budget(self.seconds * share, most=most, least=0, impatient=self.impatient)
 
+    @property
+    def over(self) -> bool:
+        """Whether its time is over, for what may be cut short in the middle of a round."""
+        return time.monotonic() >= self._ends
+
     def more(self) -> bool:
         """Tell whether another round may begin, and count it; the condition of every loop over rounds."""
         if self.most is not None and self._begun >= self.most:

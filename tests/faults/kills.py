@@ -45,7 +45,9 @@ async def in_recovery(stage: Stage, kind: Kind, ground: Ground, budget: Budget) 
 
     async def deepen(scenario: Scenario, points: list[str]) -> None:
         crashes = [ground.chance.choice(points)]
-        for _ in range(ground.chance.randint(1, MOST - 1)):
+        for depth in range(ground.chance.randint(1, MOST - 1)):
+            if depth and budget.over:
+                break
             passed = await stage.trace(scenario, crashes)
             if not passed:
                 return
@@ -128,7 +130,8 @@ class Blackout:
         tally.effects_seen += scenario.started() - self._again(scenario.started() - starts, killed)
         try:
             self._judge(scenario, activity, starts, killed)
-            await asyncio.to_thread(scenario.node.habitat.check, scenario.node.node.state_dir)
+            proven = activity.status is ActivityStatus.COMPLETED and bool(activity.evidence.get("committed", True))
+            await asyncio.to_thread(scenario.node.habitat.check, scenario.node.node.state_dir, proven=proven)
         except AssertionError as error:
             error.add_note(str(activity.raw))
             tally.fail(f"{scenario.name}, {story}", error)
@@ -220,16 +223,28 @@ async def _blackouts(blackout: Blackout, stage: Stage, kind: Kind, ground: Groun
 Play = Callable[[Stage, Kind, Ground, Budget], Awaitable[None]]
 
 
+ENOUGH = 15.0
+"""Seconds for one kind of scenario, in which each of many nodes has played it a few times."""
+
+
+def draw_kinds(kinds: Sequence[Kind], budget: Budget, chance: random.Random) -> Sequence[Kind]:
+    """Draw as many kinds as the time is enough for: what has begun is finished, and so each takes its time."""
+    if budget.most is not None:
+        return kinds
+    return chance.sample(kinds, max(1, min(len(kinds), int(budget.seconds // ENOUGH))))
+
+
 def row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
     """Play kinds of scenarios in a habitat, one after the other."""
 
     async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
         impatient = budget.impatient
         async with open_habitat() as habitat, staged(habitat, tally, impatient=impatient) as stage:
-            for kind in kinds:
+            drawn = kinds if play is at_each_point else draw_kinds(kinds, budget, ground.chance)
+            for kind in drawn:
                 if stage.is_over:
                     break
-                await play(stage, kind, ground, budget.part(1 / len(kinds)))
+                await play(stage, kind, ground, budget.part(1 / len(drawn)))
 
     return run
 
@@ -237,20 +252,21 @@ def row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
 PLAIN = (Start, Stop, Restart, Reconfigure)
 
 
-ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...]], ...] = (
-    ("point", "kill -9 at each point", at_each_point, SCENARIOS),
-    ("recovery", "kill -9 in recovery too", in_recovery, SCENARIOS),
-    ("random", "kill -9 at random", at_random, SCENARIOS),
-    ("both", "agent and runtime killed", same_boot, PLAIN),
-    ("machine", "machine crash", new_boot, PLAIN),
+ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...], float], ...] = (
+    ("point", "kill -9 at each point", at_each_point, SCENARIOS, 1.0),
+    ("recovery", "kill -9 in recovery too", in_recovery, SCENARIOS, 3.0),
+    ("random", "kill -9 at random", at_random, SCENARIOS, 3.0),
+    ("both", "agent and runtime killed", same_boot, PLAIN, 1.5),
+    ("machine", "machine crash", new_boot, PLAIN, 1.5),
 )
+"""With the share of each; killing it at each point takes as long as it takes."""
 
 
 def rows(driver: DriverKind, open_habitat: Open, lacks: Callable[[], Sequence[str]] = tuple) -> tuple[Fault, ...]:
     """Return all rows of one habitat, which may lack something."""
     return tuple(
-        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds), lacks=lacks)
-        for key, name, play, kinds in ROWS
+        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds), share, lacks)
+        for key, name, play, kinds, share in ROWS
     )
 
 
