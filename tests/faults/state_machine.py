@@ -38,7 +38,8 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 NOT_PROMISED: Mapping[str, str] = {
     "untold": "an old copy of the journal is put back before the Supervisor heard of what was begun since",
-    "midway": "an old copy that was made while an activity was under way is put back once that one is over",
+    "midway": "an old copy that was made while an activity was under way, before its decisive call, is put back when"
+    " nothing has begun since",
     "twice": "a journal is lost, or a report forgotten, after an old copy was put back",
     "somebody": "somebody else starts or stops the runtime between the reading of A and the call",
     "restored": "the Supervisor itself is put back from a backup",
