@@ -114,7 +114,7 @@ def _inspect(connection: sqlite3.Connection, path: Path, journal_id: str | None)
         return str(verdict)
     if not columns(connection) >= expected_columns(version):
         return "it has lost its tables"
-    found = connection.execute("SELECT journal_id FROM journal").fetchone()
+    found = connection.execute("SELECT * FROM journal").fetchone()
     if found is None or (journal_id is not None and found["journal_id"] != journal_id):
         return "it is not the one that identity.json names"
     return _find_unreadable(connection) if version == SCHEMA_VERSION else None

@@ -161,6 +161,14 @@ def shorten(evidence: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _read_object(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        msg = "a JSON object was written there"
+        raise TypeError(msg)
+    return content
+
+
 def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -179,7 +187,7 @@ def _read_call(record: sqlite3.Row) -> JournaledCall:
         running=None if record["running"] is None else bool(record["running"]),
         incarnation=record["incarnation"],
         boot_id=record["boot_id"],
-        detail=json.loads(record["detail"]),
+        detail=_read_object(record["detail"]),
     )
 
 
@@ -218,7 +226,7 @@ def _read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
         changed=bool(record["changed"]),
         recovered=bool(record["recovered"]),
         reason=reason,
-        evidence=json.loads(record["evidence"]),
+        evidence=_read_object(record["evidence"]),
         outcome=None if record["outcome"] is None else ReportOutcome(record["outcome"]),
         going_back=_read_going_back(record["going_back"]),
         calls=calls,

@@ -38,11 +38,15 @@ CREATED = {
 
 
 def narrowed(document: Json, deployment_id: int, nodes: list[int]) -> Json:
-    """Put into a document what it cannot know: which deployment and which nodes there are."""
+    """Put into a document what it cannot know: which deployment and which nodes there are.
+
+    And take out how long a poll may be held, for it would be held that long.
+    """
     changed = json.loads(json.dumps(document))
     for methods in changed["paths"].values():
         for operation in methods.values():
-            for parameter in operation.get("parameters", ()):
+            operation["parameters"] = [one for one in operation.get("parameters", ()) if one["name"] != "wait"]
+            for parameter in operation["parameters"]:
                 if parameter["name"] == "deployment_id":
                     parameter["schema"] = {"type": "integer", "enum": [deployment_id]}
     known = changed["components"]["schemas"]["DispatchBody"]["properties"]["nodes"]

@@ -78,6 +78,15 @@ def nest_a_text(node: Node) -> None:
     node.edit(f"UPDATE activities SET evidence = '{'[' * 100_000}' WHERE id = 3")
 
 
+def lose_the_form_of_a_text(node: Node) -> None:
+    """It is JSON still, and no object."""
+    node.edit("UPDATE activities SET evidence = 'null' WHERE id = 3")
+
+
+def break_the_encoding_of_its_line(node: Node) -> None:
+    node.edit("UPDATE journal SET created_at = CAST(x'80' AS TEXT)")
+
+
 def break_a_time(node: Node) -> None:
     """One that Python reads, and that UTC does not have."""
     node.edit("UPDATE activities SET received_at = '0001-01-01T00:00:00+14:00' WHERE id = 3")
@@ -128,6 +137,8 @@ DAMAGES = [
     lose_a_column,
     break_a_text,
     nest_a_text,
+    lose_the_form_of_a_text,
+    break_the_encoding_of_its_line,
     break_a_time,
     break_a_runtimes_verb,
     break_a_reports_status,
