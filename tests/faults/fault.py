@@ -35,7 +35,7 @@ class Budget:
     @property
     def over(self) -> bool:
         """Whether its time is over, for what may be cut short in the middle of a round."""
-        return time.monotonic() >= self._ends
+        return self._ends is not None and time.monotonic() >= self._ends
 
     def more(self) -> bool:
         """Tell whether another round may begin, and count it; the condition of every loop over rounds."""
