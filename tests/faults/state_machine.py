@@ -293,7 +293,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     # --- the journal's file
 
     @with_("copies")
-    @precondition(lambda self: not any(case.under_way for case in self.node.judge.cases.values()))
+    @precondition(lambda self: all(case.told_by_a for case in self.node.judge.cases.values() if case.under_way))
     @rule()
     def the_journal_is_copied(self) -> None:
         self.node.copy_journal()

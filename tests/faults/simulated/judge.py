@@ -16,8 +16,9 @@ from tests.faults.tally import FalseReportError, LostError, RepeatedError
 
 UNKNOWN = object()
 """The committed config, after a journal that knew it was lost."""
-MOST_CALLS = 8
-"""Calls that one activity may have journaled in one life of the agent: forward and back, each with all its parts."""
+MOST_CALLS = 20
+"""Calls that one activity may journal in one life of the agent: forward and back with all their parts, and some again
+after a disk that failed; more is a loop, and a journal that grows for ever."""
 
 
 @dataclass(eq=False)
@@ -37,6 +38,10 @@ class Case:
     finished: int | None = None
     code: str | None = None
     calls: int = 0
+    calls_here: int = 0
+    """In this life of the agent."""
+    told_by_a: bool = False
+    """Its decisive call is journaled: what became of it shows by A, also to an old copy of the journal."""
     never: str | None = None
     """Why it must never have an effect."""
     doubted: bool = False
@@ -117,8 +122,13 @@ class Judge:
         if case.world is not None:
             case.back_to = self.committed.get(case.world.name)
 
-    def called(self, number: int) -> None:
-        self.cases[number].calls += 1
+    def called(self, number: int, facts: Mapping[str, Any]) -> None:
+        case = self.cases[number]
+        case.calls += 1
+        case.calls_here += 1
+        if case.calls_here > MOST_CALLS:
+            self.find(FalseReportError(f"{case} journals call after call"))
+        case.told_by_a = case.told_by_a or bool(facts["decisive"])
 
     def withdrawn(self, ids: list[int]) -> None:
         for number in ids:
@@ -156,22 +166,23 @@ class Judge:
         self.known.clear()
         now = self.machine.loop.now
         for case in self.cases.values():
+            case.calls_here = 0
             expires_at = case.item.expires_at
             if case.under_way and not case.calls and expires_at is not None and now >= expires_at:
                 case.never = "it expired before any call was made"
 
-    def verdicts(self) -> dict[int, int | None]:
-        """Return which verdicts the journal holds now."""
-        return {number: case.finished for number, case in self.cases.items()}
+    def known_to_the_journal(self) -> dict[int, tuple[bool, int | None]]:
+        """Return what is under way and what is over, as the journal has it now."""
+        return {number: (case.under_way, case.finished) for number, case in self.cases.items()}
 
-    def journal_is_doubted(self, verdicts: Mapping[int, int | None]) -> None:
+    def journal_is_doubted(self, knows: Mapping[int, tuple[bool, int | None]]) -> None:
         """The journal was lost, or put back from an old copy: what it knew may be said otherwise, never done again."""
         for number, case in self.cases.items():
             if case.item.given:
                 case.doubted = True
-                case.under_way = case.journaled = False
+                case.journaled = False
                 case.item.other = None
-                case.finished = verdicts.get(number)
+                case.under_way, case.finished = knows.get(number, (False, None))
                 case.sent = None
         for name in self.worlds:
             self.committed[name] = UNKNOWN

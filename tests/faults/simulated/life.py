@@ -78,7 +78,7 @@ class Witness:
     waiting: Callable[[str], list[int]]
     chosen: Callable[[int, list[int]], None]
     begun: Callable[[int], None]
-    called: Callable[[int], None]
+    called: Callable[[int, Mapping[str, Any]], None]
     finished: Callable[[int, Mapping[str, Any]], None]
     withdrawn: Callable[[list[int]], None]
     sent: Callable[[dict[str, Any]], None]
@@ -198,7 +198,7 @@ class GatedJournal(Journal):
     async def record(self, activity_id: int, call: str, **facts: Any) -> None:
         async with self._step(f"the call {call}", activity_id):
             await super().record(activity_id, call, **facts)
-            self.witness.called(activity_id)
+            self.witness.called(activity_id, facts)
 
     async def go_back(self, activity_id: int, **facts: Any) -> None:
         async with self._step("the decision to go back", activity_id):

@@ -71,7 +71,7 @@ class Node:
         self.life: Life | None = None
         self.injected = 0
         self.copied: Path | None = None
-        self.copied_verdicts: dict[int, int | None] = {}
+        self.copy_knows: dict[int, tuple[bool, int | None]] = {}
         self.revision = 0
         """Of the journal, when the agent lived last."""
 
@@ -201,7 +201,7 @@ class Node:
 
     def copy_journal(self) -> None:
         self.copied = self.folder / "backup"
-        self.copied_verdicts = self.judge.verdicts()
+        self.copy_knows = self.judge.known_to_the_journal()
         shutil.rmtree(self.copied, ignore_errors=True)
         self.copied.mkdir()
         for name in ("journal.db", "journal.db-wal"):
@@ -217,7 +217,7 @@ class Node:
         self._remove_journal()
         for path in self.copied.iterdir():
             shutil.copy(path, self.folder / path.name)
-        self.judge.journal_is_doubted(self.copied_verdicts)
+        self.judge.journal_is_doubted(self.copy_knows)
 
     def _remove_journal(self) -> None:
         for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
