@@ -26,8 +26,10 @@ from tests.faults.scripted_node import ScriptedNode
 from tests.faults.spoilt import bodies, spoilt, write
 from tests.faults.tally import LostError, RepeatedError, Tally
 
-LIVE = 3
-"""Conversations of a round, and lasting faults."""
+FEW, MANY = 3, 20
+"""Conversations of a round, and lasting faults, as there is time."""
+LONG = 30.0
+"""Seconds that are time for many."""
 JOINING = 2
 """Bad answers to an enrolment, and to the exchange of a token."""
 UNREACHABLE = "supervisor_unreachable"
@@ -72,6 +74,7 @@ def bad_steps(node: ScriptedNode) -> st.SearchStrategy[list[BadAnswer | BadItems
 
 async def converse(node: ScriptedNode, tally: Tally, steps: list[BadAnswer | BadItems]) -> None:
     """Have one good activity done among bad answers, and check what became of all."""
+    tally.injected -= 1  # each bad answer counts when it is given, and this example is none
     counted = Counted(tally)
     before = node.births()
     for step in steps:
@@ -245,6 +248,7 @@ async def last(node: ScriptedNode, ground: Ground, tally: Tally) -> None:
 
 async def conversation(ground: Ground, budget: Budget, tally: Tally) -> None:
     """Do the row."""
+    count = MANY if budget.seconds > LONG else FEW
     for number in itertools.count():
         if not budget.more():
             return
@@ -253,8 +257,8 @@ async def conversation(ground: Ground, budget: Budget, tally: Tally) -> None:
         async with ScriptedNode(folder) as node:
             try:
                 await join(node, ground, tally)
-                await each_live(ground, tally, "a conversation", bad_steps(node), partial(converse, node, tally), LIVE)
-                for _ in range(LIVE):
+                await each_live(ground, tally, "a conversation", bad_steps(node), partial(converse, node, tally), count)
+                for _ in range(count):
                     await last(node, ground, tally)
             except (AssertionError, TimeoutError) as error:
                 error.add_note(node.agent.tail())

@@ -82,8 +82,9 @@ def _judge_some(
     @given(examples)
     def judged(example: T) -> None:
         nonlocal failed
-        tally.injected += 0 if failed else 1  # what a failure is shrunk by is no fault of its own
-        tally.cases += 0 if failed else 1
+        if not failed:  # what a failure is shrunk by is no fault of its own
+            tally.injected += 1
+            tally.cases += 1
         try:
             judge(example)
         except BaseException:

@@ -39,7 +39,7 @@ class ScriptedNode:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.supervisor = FakeSupervisor(heartbeat_interval=0.5, poll_wait=20)
+        self.supervisor = FakeSupervisor(heartbeat_interval=0.5, poll_wait=1.0)
         self.agent = Process("the agent", folder / "agent.log")
         self.node: Node
         self._numbers = 0
