@@ -71,6 +71,7 @@ ACTIONS = st.sampled_from(
         *tuple(f"reconfigure:{number}" for number in (*GOOD, NEVER_READY, ENDS_AT_ONCE)),
     )
 )
+BAD = st.sampled_from([NEVER_READY, ENDS_AT_ONCE])
 SELDOM = st.sampled_from([False, False, False, True])
 OFTEN = st.sampled_from([True, True, True, False])
 KINDS = st.sampled_from(DriverKind)
@@ -113,6 +114,11 @@ def after(boundaries: int, who: str = EVERYBODY) -> Stop:
     """Halt at so many boundaries from here."""
     left = iter(range(boundaries - 1))
     return lambda passes, _: who in {EVERYBODY, passes} and next(left, None) is None
+
+
+def at(who: str, what: str) -> Stop:
+    """Halt at one boundary, the next time that it is passed."""
+    return lambda *passes: passes == (who, what)
 
 
 class AnyInterleaving(RuleBasedStateMachine):
@@ -246,6 +252,28 @@ class AnyInterleaving(RuleBasedStateMachine):
             self._die(calls_are_lost=calls_are_lost, begins_anew=True)
         return activity
 
+    @precondition(_lives)
+    @rule(target=activities, runtime=RUNTIMES, number=BAD, boundaries=st.integers(1, 14), calls_are_lost=st.booleans())
+    def the_user_asks_for_a_bad_config_and_the_agent_dies_on_its_way_back(
+        self, number: int, runtime: RuntimeName, boundaries: int, *, calls_are_lost: bool
+    ) -> int:
+        activity = self._ask(f"reconfigure:{number}", runtime)
+        self.node.go(2 * TURN, stop=at(runtime, "after the decision to go back was written"))
+        self.node.go(TURN, stop=after(boundaries, runtime))
+        self._die(calls_are_lost=calls_are_lost, begins_anew=True)
+        return activity
+
+    @with_("lists")
+    @precondition(_lives)
+    @rule(target=activities, runtime=RUNTIMES, action=ACTIONS)
+    def the_user_asks_and_gives_it_up_while_the_agent_is_dead(self, action: str, runtime: RuntimeName) -> int:
+        activity = self._ask(action, runtime)
+        self.node.go(TURN, stop=at(runtime, "before started is written"))
+        self._die(calls_are_lost=False, begins_anew=False)
+        self.the_user_gives_up_what_has_not_begun()
+        self.node.start()
+        return activity
+
     def _die(self, *, calls_are_lost: bool, begins_anew: bool) -> None:
         where = self.node.die(calls_are_lost=calls_are_lost)
         note(f"#   it died {' and '.join(where) or 'at rest'}")
@@ -304,6 +332,23 @@ class AnyInterleaving(RuleBasedStateMachine):
     def the_old_copy_of_the_journal_is_put_back(self) -> None:
         if self.node.life is not None:
             self.node.die(calls_are_lost=False)
+        self._put_back()
+
+    @with_("copies")
+    @precondition(lambda self: self._lives() and self.node.copied is not None and not self.old_copy_is_back)
+    @rule(target=activities, runtime=RUNTIMES, action=ACTIONS, boundaries=BOUNDARIES)
+    def the_user_asks_and_the_old_copy_is_put_back_in_it(
+        self, action: str, runtime: RuntimeName, boundaries: int
+    ) -> int:
+        activity = self._ask(action, runtime)
+        self.node.go(TURN, stop=after(boundaries, runtime))
+        told = self._all_is_told()
+        self._die(calls_are_lost=False, begins_anew=not told)
+        if told:
+            self._put_back()
+        return activity
+
+    def _put_back(self) -> None:
         self.node.put_back()
         self.old_copy_is_back = True
         self.node.start()
@@ -320,7 +365,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     ) -> int:
         activity = self._ask(action, runtime)
         if untold:
-            self.node.go(TURN, stop=lambda who, what: (who, what) == (runtime, "after started was written"))
+            self.node.go(TURN, stop=at(runtime, "after started was written"))
             self.node.supervisor.reachable = False
         self.node.go(TURN, stop=after(boundaries, runtime))
         self._die(calls_are_lost=False, begins_anew=False)
@@ -337,6 +382,14 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.node.die(calls_are_lost=False)
         self.node.lose_journal()
         self.node.start()
+
+    @with_("loss")
+    @precondition(lambda self: not self.old_copy_is_back)
+    @rule(activity=activities)
+    def the_journal_is_lost_and_after_a_sweep_the_supervisor_forgets_the_report_of(self, activity: int) -> None:
+        self.the_journal_is_lost()
+        self.node.go(TURN)
+        self.the_supervisor_forgets_the_report_of(activity)
 
     # --- the end
 
@@ -363,7 +416,7 @@ AnyInterleaving.counts = Counts()
 
 
 def explore(
-    examples: int, *, about: str | None = None, steps: int = STEPS, at: int | None = None, shrink: bool = True
+    examples: int, *, about: str | None = None, steps: int = STEPS, from_seed: int | None = None, shrink: bool = True
 ) -> None:
     """Run the machine, with a seed or as chance has it; raises what it finds, shrunk.
 
@@ -371,7 +424,7 @@ def explore(
         examples: How many stories.
         about: Which of the themes; None: any.
         steps: Of one story, at most.
-        at: The seed.
+        from_seed: The seed; None: a new one.
         shrink: Whether what is found is made as short as can be.
     """
     chosen = settings(
@@ -387,7 +440,7 @@ def explore(
     class Machine(AnyInterleaving):
         themes = AnyInterleaving.themes if about is None else (about,)
 
-    run_state_machine_as_test(Machine if at is None else seed(at)(Machine), settings=chosen)
+    run_state_machine_as_test(Machine if from_seed is None else seed(from_seed)(Machine), settings=chosen)
 
 
 def explore_for(budget: Budget, first_seed: int, tally: Tally) -> None:
@@ -396,7 +449,7 @@ def explore_for(budget: Budget, first_seed: int, tally: Tally) -> None:
     while budget.more():
         AnyInterleaving.counts = Counts()
         try:
-            explore(EXAMPLES, at=number)
+            explore(EXAMPLES, from_seed=number)
         except Exception as error:  # noqa: BLE001 - each is a finding, told with its story
             tally.fail(f"seed {number}", error)
         counts = AnyInterleaving.counts

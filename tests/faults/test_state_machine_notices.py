@@ -22,4 +22,4 @@ def nothing_blocks_the_loop() -> None:
 def test_the_machine_notices_when_it_lacks(protection: str) -> None:
     weaken, about, seed = WEAKENINGS[protection]
     with weaken(), pytest.raises((FalseReportError, LostError, RepeatedError)):
-        explore(ENOUGH, about=about, at=seed, shrink=False)
+        explore(ENOUGH, about=about, from_seed=seed, shrink=False)
