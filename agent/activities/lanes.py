@@ -229,9 +229,10 @@ class Lane:
         """Recover at once; only where it would begin anew is the Supervisor's word on the journal's age waited for.
 
         An old copy of the journal holds activities as begun that were finished since. Those whose decisive call it
-        holds are safe, for A tells; the others become uncertain with the first answer.
+        holds, in the direction that they go in, are safe, for A tells; the others become uncertain with the first
+        answer.
         """
-        if row.decisive_call() is None and row.going_back is None:
+        if row.decisive_call() is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMPARE_PATIENCE):
                     await self._journal.compared.wait()

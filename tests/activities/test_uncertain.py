@@ -8,9 +8,9 @@ import pytest
 
 from agent.activities import lanes as lanes_module
 from agent.journal import Journal
-from agent.protocol import ReasonCode, ReportStatus, Verb
+from agent.protocol import Reason, ReasonCode, ReportStatus, Verb
 from agent.runtimes.driver import Observation
-from tests.activities.conftest import Bench, make_config
+from tests.activities.conftest import BOOT, Bench, make_config
 
 
 async def lose_the_journal(bench: Bench) -> None:
@@ -98,6 +98,27 @@ async def test_what_an_old_copy_holds_as_begun_without_its_decisive_call_is_not_
     await bench.journal.record(
         activity_id, "stop", decisive=False, running=True, incarnation="run-1", boot_id=None, detail={}
     )
+    await bench.run()
+    await put_an_old_copy_back(bench)
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.recovered) == (ReasonCode.OUTCOME_UNKNOWN, True)
+    assert (bench.world.began, bench.world.ended) == (1, 0)
+
+
+async def test_what_an_old_copy_holds_as_going_back_without_its_decisive_call_is_not_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decisive call of the way forward tells nothing of the way back."""
+    monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 10)
+    bench.world.begin()
+    activity_id = await bench.dispatch("reconfigure:5", config=make_config(5))
+    assert await bench.journal.start(activity_id, Verb.RECONFIGURE)
+    await bench.journal.record(
+        activity_id, "start", decisive=True, running=False, incarnation=None, boot_id=BOOT, detail={}
+    )
+    reason = Reason(code=ReasonCode.NOT_READY, message="cannot see it ready")
+    await bench.journal.go_back(activity_id, superseded=False, reason=reason, evidence={})
     await bench.run()
     await put_an_old_copy_back(bench)
     row = await bench.finished(activity_id)
