@@ -226,13 +226,12 @@ class Lane:
                 return [row for row in rows if row.runtime == self.runtime.name]
 
     async def _recover_row(self, row: Row) -> None:
-        """Recover at once; only where it would begin anew is the Supervisor's word on the journal's age waited for.
+        """Recover at once; only where it might be done anew is the Supervisor's word on the journal's age waited for.
 
-        An old copy of the journal holds activities as begun that were finished since. Those whose decisive call it
-        holds, in the direction that they go in, are safe, for A tells; the others become uncertain with the first
-        answer.
+        An old copy of the journal holds activities as begun that were finished since. A start, stop or restart whose
+        decisive call it holds is safe, for A tells; the others become uncertain with the first answer.
         """
-        if row.decisive_call() is None:
+        if row.decisive_call() is None or row.action.startswith(Verb.RECONFIGURE):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMPARE_PATIENCE):
                     await self._journal.compared.wait()

@@ -242,13 +242,14 @@ def _withdraw(connection: sqlite3.Connection, activity_id: int) -> bool:
 def doubt(connection: sqlite3.Connection, revision: int) -> None:
     """Make an old copy a lost journal.
 
-    What it holds as not begun, or as begun without the decisive call of the direction that it goes in, may have been
-    done since; which release was committed since, it does not know either.
+    What it holds as not begun, or as begun without its decisive call, may have been done since. So may a reconfigure
+    with it: one that went back since looks as if its call had had no effect. Which release was committed since, it does
+    not know either.
     """
     connection.execute("UPDATE journal SET lost = 1, revision = max(revision, ?)", (revision,))
     connection.execute(
-        "UPDATE activities SET uncertain = 1 WHERE state = 'received' OR (state = 'started' AND NOT EXISTS"
-        " (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1"
-        " AND calls.going_back = (activities.going_back IS NOT NULL)))"
+        "UPDATE activities SET uncertain = 1 WHERE state = 'received' OR (state = 'started' AND"
+        " (action LIKE 'reconfigure:%' OR NOT EXISTS"
+        " (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1)))"
     )
     connection.execute("DELETE FROM runtimes")

@@ -106,10 +106,11 @@ async def test_what_an_old_copy_holds_as_begun_without_its_decisive_call_is_not_
     assert (bench.world.began, bench.world.ended) == (1, 0)
 
 
-async def test_what_an_old_copy_holds_as_going_back_without_its_decisive_call_is_not_done_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("goes_back", [False, True])
+async def test_a_reconfigure_that_an_old_copy_holds_as_begun_is_not_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, goes_back: bool
 ) -> None:
-    """The decisive call of the way forward tells nothing of the way back."""
+    """It may have gone back since; then it looks as if its decisive call had had no effect."""
     monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 10)
     bench.world.begin()
     activity_id = await bench.dispatch("reconfigure:5", config=make_config(5))
@@ -118,8 +119,17 @@ async def test_what_an_old_copy_holds_as_going_back_without_its_decisive_call_is
         activity_id, "start", decisive=True, running=False, incarnation=None, boot_id=BOOT, detail={}
     )
     reason = Reason(code=ReasonCode.NOT_READY, message="cannot see it ready")
-    await bench.journal.go_back(activity_id, superseded=False, reason=reason, evidence={})
+    if goes_back:
+        await bench.journal.go_back(activity_id, superseded=False, reason=reason, evidence={})
+    waits, wait = asyncio.Event(), bench.journal.compared.wait
+
+    async def wait_for_the_supervisor() -> bool:
+        waits.set()
+        return await wait()
+
+    monkeypatch.setattr(bench.journal.compared, "wait", wait_for_the_supervisor)
     await bench.run()
+    await asyncio.wait_for(waits.wait(), 10)
     await put_an_old_copy_back(bench)
     row = await bench.finished(activity_id)
     assert row.reason is not None
