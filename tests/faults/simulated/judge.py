@@ -128,7 +128,7 @@ class Judge:
         case.calls_here += 1
         if case.calls_here > MOST_CALLS:
             self.find(FalseReportError(f"{case} journals call after call"))
-        case.told_by_a = case.told_by_a or bool(facts["decisive"])
+        case.told_by_a = case.told_by_a or (bool(facts["decisive"]) and case.verb != Verb.RECONFIGURE)
 
     def withdrawn(self, ids: list[int]) -> None:
         for number in ids:
@@ -170,6 +170,10 @@ class Judge:
             expires_at = case.item.expires_at
             if case.under_way and not case.calls and expires_at is not None and now >= expires_at:
                 case.never = "it expired before any call was made"
+
+    def is_midway(self) -> bool:
+        """Tell whether something is under way that would begin anew, by what the journal has now."""
+        return any(case.under_way and not case.told_by_a for case in self.cases.values())
 
     def known_to_the_journal(self) -> dict[int, tuple[bool, int | None]]:
         """Return what is under way and what is over, as the journal has it now."""

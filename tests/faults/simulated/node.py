@@ -71,6 +71,8 @@ class Node:
         self.life: Life | None = None
         self.injected = 0
         self.copied: Path | None = None
+        self.copy_is_midway = False
+        self.copy_revision = 0
         self.copy_knows: dict[int, tuple[bool, int | None]] = {}
         self.revision = 0
         """Of the journal, when the agent lived last."""
@@ -201,12 +203,19 @@ class Node:
 
     def copy_journal(self) -> None:
         self.copied = self.folder / "backup"
+        self._read_revision()
+        self.copy_is_midway, self.copy_revision = self.judge.is_midway(), self.revision
         self.copy_knows = self.judge.known_to_the_journal()
         shutil.rmtree(self.copied, ignore_errors=True)
         self.copied.mkdir()
         for name in ("journal.db", "journal.db-wal"):
             if (self.folder / name).exists():
                 shutil.copy(self.folder / name, self.copied / name)
+
+    def copy_is_noticed(self) -> bool:
+        """Tell whether the old copy would be known for one, or is such that it need not be."""
+        told = self.supervisor.revision >= self.revision
+        return told and (not self.copy_is_midway or self.revision > self.copy_revision)
 
     def lose_journal(self) -> None:
         self._remove_journal()
