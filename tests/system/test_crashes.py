@@ -30,7 +30,12 @@ async def crash_iggy(node: Node, begun: Begun) -> None:
     node.system.run("kill", "-KILL", str(node.births(IGGY)[-1].pid))
 
 
-async def restart_the_bus(node: Node, _begun: Begun) -> None:
+async def restart_the_bus(node: Node, begun: Begun) -> None:
+    """Not before the call has arrived: one that the bus still holds goes with it, and is truly rejected.
+
+    The fault campaign has both (`kill.bus.systemd`).
+    """
+    await begun()
     node.system.run("systemctl", "restart", "dbus.service")
 
 
