@@ -35,6 +35,7 @@ class Case:
     under_way: bool = False
     back_to: object = None
     """The config that was committed when it began."""
+    current_before: str | None = None
     finished: int | None = None
     code: str | None = None
     calls: int = 0
@@ -121,6 +122,7 @@ class Judge:
         case.under_way = True
         if case.world is not None:
             case.back_to = self.committed.get(case.world.name)
+            case.current_before = case.world.current()
 
     def called(self, number: int, facts: Mapping[str, Any]) -> None:
         case = self.cases[number]
@@ -308,8 +310,10 @@ class Judge:
             msg = f"{case} is applied, and is not the current config"
             raise FalseReportError(msg)
         went_back = outcome in {"rolled_back", "not_applied"} and case.begun is not None
-        if went_back and committed is not UNKNOWN and current != committed:
-            msg = f"{case} is {outcome}, and the current config is not the last committed one"
+        # Untouched, it is what it was; and what a stopped runtime was given is current without being committed.
+        target = committed if case.calls else case.current_before
+        if went_back and target is not UNKNOWN and not case.doubted and current != target:
+            msg = f"{case} is {outcome}, and the current config is not the one before it that was committed"
             raise FalseReportError(msg)
         if outcome == "rolled_back" and committed is not UNKNOWN:
             ready = [run for run in world.runs if run.config == committed and run.ready and not case.doubted]
