@@ -160,7 +160,7 @@ WEAKENINGS: Mapping[str, tuple[Weakening, str, int]] = {
     "the lost flag": (without_the_lost_flag, "lost journals", 1),
     "the mark": (without_the_mark, "lost journals", 3),
     "`last`": (without_last, "lost journals", 3),
-    "the revision": (without_the_revision, "old journals", 3),
+    "the revision": (without_the_revision, "old journals", 11),
     "the outbox": (without_an_outbox, "reports", 2),
     "the settled reads": (without_settling, "deaths", 1),
 }
