@@ -133,6 +133,10 @@ class SupervisorClient:
         """Return the figures of a channel."""
         return self._health.status(channel)
 
+    def forget_failure(self, channel: Channel) -> None:
+        """Show no failure of a channel any more, because nothing has to be called there now."""
+        self._health.forget_failure(channel)
+
     async def activities(self, *, after: int, wait: float, limit: int) -> ActivityList:
         """List what is processing with a sequence above `after`; held up to `wait` seconds while there is nothing."""
         params = {"after": str(after), "wait": f"{wait:g}", "limit": str(limit)}

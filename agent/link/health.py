@@ -71,6 +71,11 @@ class Health:
         self._failing[channel] = error
         self._show()
 
+    def forget_failure(self, channel: Channel) -> None:
+        """Show no failure of a channel any more, because nothing has to be called there now."""
+        if self._failing.pop(channel, None) is not None:
+            self._show()
+
     def forget_failures(self) -> None:
         """Show no failure any more, because no call will be made that could end it."""
         self._failing.clear()

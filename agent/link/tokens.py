@@ -22,6 +22,7 @@ from agent.link.blocking import in_thread
 from agent.link.client import SupervisorClient
 from agent.link.clock import SupervisorClock
 from agent.link.failures import Failure
+from agent.link.health import Channel
 from agent.link.identity import Identity, PreviousToken
 from agent.link.standing import Standing
 
@@ -186,6 +187,7 @@ class Rotation:
                 return
             # Nothing is overdue: the newest token is in use again, after all.
             self._conditions.clear(NOT_ROTATED)
+            self._client.forget_failure(Channel.TOKEN)
             try:
                 async with asyncio.timeout(min(left, LONGEST_SLEEP if self._clock.known else UNTIL_KNOWN)):
                     await self._tokens.fell_back.wait()

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -276,6 +276,23 @@ async def test_a_token_before_that_stops_working_leaves_the_newest_in_use_and_no
                 await rotating.call()
             await rotating.call()
             await eventually(lambda: "token_not_rotated" not in conditions)
+        assert rotating.tokens.current() == "node-token-2"
+
+
+async def test_an_exchange_that_failed_and_is_not_needed_any_more_degrades_nothing(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
+) -> None:
+    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", rotated()) as rotating:
+        supervisor.always("token", status(500))
+        await rotating.call()
+        async with running(rotating.rotation().run()):
+            await eventually(lambda: "token_not_rotated" in conditions)
+            supervisor.tokens.clear()
+            supervisor.tokens.add("node-token-2")
+            with suppress(SupervisorError):
+                await rotating.call()
+            await rotating.call()
+            await eventually(lambda: conditions.all() == [])
         assert rotating.tokens.current() == "node-token-2"
 
 
