@@ -261,24 +261,6 @@ async def test_a_second_try_that_meets_another_fault_says_nothing_about_the_toke
         assert rotating.tokens.fell_back.is_set()
 
 
-async def test_a_token_before_that_stops_working_leaves_the_newest_in_use_and_nothing_overdue(
-    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
-) -> None:
-    async with a_rotating_node(supervisor, journal, conditions, tmp_path / "state", rotated()) as rotating:
-        supervisor.always("token", status(500))
-        await rotating.call()
-        async with running(rotating.rotation().run()):
-            await eventually(lambda: "token_not_rotated" in conditions)
-            # The Supervisor's newer store is back: it knows the newest token, and took the other one away.
-            supervisor.tokens.clear()
-            supervisor.tokens.add("node-token-2")
-            with pytest.raises(SupervisorError):
-                await rotating.call()
-            await rotating.call()
-            await eventually(lambda: "token_not_rotated" not in conditions)
-        assert rotating.tokens.current() == "node-token-2"
-
-
 async def test_an_exchange_that_failed_and_is_not_needed_any_more_degrades_nothing(
     supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
 ) -> None:
@@ -287,6 +269,7 @@ async def test_an_exchange_that_failed_and_is_not_needed_any_more_degrades_nothi
         await rotating.call()
         async with running(rotating.rotation().run()):
             await eventually(lambda: "token_not_rotated" in conditions)
+            # The Supervisor's newer store is back: it knows the newest token, and took the other one away.
             supervisor.tokens.clear()
             supervisor.tokens.add("node-token-2")
             with suppress(SupervisorError):
