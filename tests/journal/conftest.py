@@ -181,3 +181,8 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
             yield disk
     except CannotMountError as error:
         pytest.skip(f"mounting a small disk needs root: {error}")
+
+
+async def reason(node: Node, number: int) -> str | None:
+    row = await node.row(number)
+    return row.reason.code if row.reason else None

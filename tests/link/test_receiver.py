@@ -2,19 +2,16 @@
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.conditions import Conditions
 from agent.errors import JournalError
 from agent.journal import Journal
-from agent.link.instances import Instances
 from agent.link.receiver import page_past
 from agent.protocol import ReportOutcome
 from tests.fakes.supervisor import FakeSupervisor, activity, altered, cut, hang, huge, plain, redirect, status
-from tests.link.conftest import Node, a_node, eventually, eventually_async, gaps, running, steady
+from tests.link.conftest import Node, eventually, eventually_async, gaps, running, steady
 
 BIG = 2**63 - 1
 
@@ -456,41 +453,6 @@ async def test_a_supervisor_that_stops_and_comes_back_is_found_again(node: Node,
         await supervisor.start()
         await eventually(lambda: activity(1)["id"] in supervisor.reports)
     assert "supervisor_unreachable" not in node.conditions
-
-
-async def test_two_agents_with_one_identity_only_the_newer_one_goes_on(
-    node: Node, supervisor: FakeSupervisor, journal: Journal
-) -> None:
-    node.pace.poll_wait = 0.1
-    async with (
-        running(node.receiver().run()),
-        a_node(supervisor, journal, Conditions(), instance="instance-2") as clone,
-    ):
-        await eventually(lambda: supervisor.count("activities") > 2)
-        receiver = clone.receiver()
-        async with running(receiver.run()):
-            await eventually(lambda: not node.standing.permitted)
-            await eventually(lambda: receiver.sweeps == 1)
-        assert clone.standing.permitted
-    assert "identity_in_use" in node.conditions
-
-
-async def test_a_late_request_of_a_dead_agent_of_this_node_does_not_end_the_living_one(
-    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, tmp_path: Path
-) -> None:
-    dead = await Instances.open(tmp_path)
-    living = await Instances.open(tmp_path)
-    async with a_node(supervisor, journal, conditions, instance=living.current, renew=living.renew) as node:
-        receiver = node.receiver()
-        node.pace.poll_wait = 0.1
-        async with running(receiver.run(), node.reporter().run(), node.lane()):
-            await eventually(lambda: supervisor.count("activities") > 2)
-            supervisor.instances.append(dead.current)
-            await supervisor.dispatch(activity(1))
-            await eventually(lambda: activity(1)["id"] in supervisor.reports)
-        assert node.standing.permitted
-    assert "identity_in_use" not in conditions
-    assert supervisor.instances[-1] == living.current
 
 
 @pytest.mark.parametrize(
