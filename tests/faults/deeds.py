@@ -72,12 +72,12 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
+class Terms:
     """How a report is judged; see `Actor.end`."""
 
-    allowed: Collection[ReasonCode]
-    killed: Birth | None
-    stubborn: bool
+    allowed: Collection[ReasonCode] = ()
+    killed: Birth | None = None
+    stubborn: bool = False
 
 
 class Actor:
@@ -163,7 +163,7 @@ class Actor:
             activity = await self._finished(deed)
             if time.monotonic() >= deed.expires:
                 allowed = {ReasonCode.EXPIRED, *allowed}
-            terms = _Terms(allowed, killed, stubborn)
+            terms = Terms(allowed, killed, stubborn)
             self.tally.reports_seen += 1
             self.outcomes[activity.code or activity.status] += 1
             await self._rests(deed)
@@ -208,7 +208,7 @@ class Actor:
 
         await until(look, "the agent is well, and has reported", within=PATIENCE, every=0.05)
 
-    async def _judge(self, deed: Deed, activity: Activity, terms: _Terms) -> None:
+    async def _judge(self, deed: Deed, activity: Activity, terms: Terms) -> None:
         new = self.rig.births(IGGY)[len(deed.before) :]
         alive = self.alive()
         completed = activity.status is ActivityStatus.COMPLETED
@@ -251,7 +251,7 @@ def _starts_told(deed: Deed, activity: Activity, seen: int) -> int:
 
 
 def _check_completed(
-    deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth], terms: _Terms
+    deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth], terms: Terms
 ) -> None:
     false: dict[str, object] = {}
     if bool(alive) is not deed.runs and terms.killed is None:
@@ -273,7 +273,7 @@ def _check_completed(
         raise FalseReportError(msg)
 
 
-def _check_rejected(activity: Activity, alive: Sequence[Birth], terms: _Terms) -> None:
+def _check_rejected(activity: Activity, alive: Sequence[Birth], terms: Terms) -> None:
     message = activity.message or ""
     if activity.code not in terms.allowed or not message.startswith("cannot "):
         msg = f"rejected: {activity.code}: {message}"

@@ -2,9 +2,10 @@
 
 **Damage**: the agent is killed at a random moment of an action, and then the journal or its write-ahead log is cut
 short, emptied, deleted, flipped in some bits, or put back from an old copy. The agent starts, acts on no more than it
-knows, and what it reports is true. What it cannot know is `outcome_unknown`. Not promised is that nothing is done again
-after a damage that nobody can see: a log that was cut opens cleanly, with an older state. How often that happened is
-noted.
+knows, and what it reports is true. What it cannot know is `outcome_unknown`. After a damage that nobody can see (a log
+that was cut opens cleanly, with an older state) something may be done again, or a runtime be left stopped by a
+reconfigure that does not know any more that it stopped it. How often that happened is noted; it is not promised
+otherwise. `disk_judge.py` is the judge.
 
 **Owner and modes**: files and folders of the state belong to somebody else, or may not be read, written or entered. The
 agent says which one it is and what to do, does nothing meanwhile, and goes on once that is mended; nothing is lost.
@@ -20,15 +21,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.protocol import ActivityStatus, ReasonCode
 from tests.e2e.programs import standin_programs
-from tests.e2e.public_api import Activity
 from tests.e2e.rig import AGENT, CommandFailedError, Rig
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, PATIENCE, SIZE, USUAL, Actor, Deed, told_run
+from tests.faults.deeds import IGGY, SIZE, USUAL, Actor
 from tests.faults.disk import MOMENTS, lacks_root
+from tests.faults.disk_judge import OLD_COPY, UNSEEN, DamagedActor
 from tests.faults.fault import Budget, Fault, Ground
-from tests.faults.tally import FalseReportError, LostError, Tally
+from tests.faults.tally import FalseReportError, RepeatedError, Tally
 
 DATABASE, LOG = "journal.db", "journal.db-wal"
 FILES = (DATABASE, LOG, "journal.db-shm")
@@ -72,55 +72,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
     "a deleted journal": (DATABASE, _delete),
     "flipped bits in the journal": (DATABASE, _flip),
 }
-OLD_COPY = "an old copy"
-UNKNOWN = {ReasonCode.OUTCOME_UNKNOWN, ReasonCode.START_FAILED}
-"""What is said of an activity that the journal does not know enough of."""
-
-
-class DamagedActor(Actor):
-    """Judges what a damaged journal's agent reports: it may be less than was done, and must be true."""
-
-    def __init__(self, rig: Rig, chance: random.Random, tally: Tally) -> None:
-        super().__init__(rig, chance, tally)
-        self.tolerated = ("journal_replaced", "activity_conflict", "report_conflict")
-        self.repeated = 0
-
-    async def _rests(self, deed: Deed) -> None:
-        """Wait as with a sound journal; but this one may not know any more what was reported before."""
-
-        async def look() -> bool:
-            self._require_agent()
-            activity, status = await self.rig.journaled(deed.activity.id), await self.rig.ask("/v1/status")
-            if status is None or not {found["code"] for found in status["conditions"]} <= set(self.tolerated):
-                return False
-            return activity is None or activity["state"] == "reported"
-
-        await until(look, "the agent is well, and has nothing to report", within=PATIENCE, every=0.05)
-
-    async def _judge(self, deed: Deed, activity: Activity, terms: object) -> None:
-        new, alive = self.rig.births(IGGY)[len(deed.before) :], self.alive()
-        self.repeated += max(0, len(new) - deed.starts)
-        self.tally.effects_seen += min(len(new), deed.starts)
-        self.tally.effects_expected += min(len(new), deed.starts)
-        after = activity.evidence.get("after") or {}
-        false: dict[str, object] = {}
-        if len(alive) > 1:
-            false["it runs more than once"] = alive
-        if activity.status is ActivityStatus.COMPLETED:
-            if len(new) < deed.starts:
-                msg = f"completed, and it was started {len(new)} times"
-                raise LostError(msg)
-            if bool(alive) is not deed.runs:
-                false["it runs"] = bool(alive)
-            if deed.size is not None and alive and alive[0].environment.get(SIZE) != deed.size:
-                false["its config"] = alive[0].environment.get(SIZE)
-        elif activity.code not in UNKNOWN:
-            false["its code"] = activity.code
-        if after.get("state") == "running" and told_run(after) not in [(run.pid, run.start_ticks) for run in alive]:
-            false["its run"] = after
-        if false:
-            msg = f"{activity.status}, but: {false}"
-            raise FalseReportError(msg)
 
 
 @dataclass(slots=True)
@@ -129,6 +80,7 @@ class Damaged:
 
     rounds: Counter[str] = field(default_factory=Counter)
     repeated: Counter[str] = field(default_factory=Counter)
+    left_stopped: Counter[str] = field(default_factory=Counter)
     refused: int = 0
     """How often the agent said that it cannot open the journal, which then was moved away by hand."""
 
@@ -146,24 +98,33 @@ async def damaged(ground: Ground, budget: Budget, tally: Tally) -> None:
             await _damage_once(actor, kinds.pop(), copy, seen)
     for kind, rounds in sorted(seen.rounds.items()):
         tally.notes.append(f"repeated after {kind}: {seen.repeated[kind]} of {rounds}")
+    for kind in sorted(UNSEEN & seen.rounds.keys()):
+        tally.notes.append(f"left stopped after {kind}: {seen.left_stopped[kind]} of {seen.rounds[kind]}")
     tally.notes.append(f"the agent refused to open the journal {seen.refused} times")
 
 
 async def _damage_once(actor: DamagedActor, kind: str, copy: Path, seen: Damaged) -> None:
-    rig, chance, repeated = actor.rig, actor.chance, actor.repeated
+    rig, chance, repeated, left_stopped = actor.rig, actor.chance, actor.repeated, actor.left_stopped
+    actor.damage = ""
     deed = await actor.begin()
     await asyncio.sleep(chance.uniform(0, MOMENTS))
     rig.agent.kill()
+    await actor.look_at_death(deed)
     if not _damage(rig.node.state_dir, kind, copy, chance):
         await rig.start_agent()
         await actor.end(deed, "killed")
+        if actor.repeated > repeated:
+            actor.tally.fail(f"{deed.action}, killed", RepeatedError("done again, and nothing was damaged"))
         return
+    actor.damage = kind
     actor.tally.injected += 1
     await _start(actor, seen)
     await actor.end(deed, f"after {kind}")
-    await _next_is_carried_out(actor, kind)
+    left = actor.left_stopped - left_stopped
+    await _next_is_carried_out(actor, kind, deed.size if left else None)
     seen.rounds[kind] += 1
     seen.repeated[kind] += actor.repeated - repeated
+    seen.left_stopped[kind] += left
 
 
 def _damage(state: Path, kind: str, copy: Path, chance: random.Random) -> bool:
@@ -204,13 +165,17 @@ async def _start(actor: DamagedActor, seen: Damaged) -> None:
         await rig.start_agent()
 
 
-async def _next_is_carried_out(actor: DamagedActor, kind: str) -> None:
-    """Require that what is dispatched after all that is done, once."""
+async def _next_is_carried_out(actor: DamagedActor, kind: str, size: str | None) -> None:
+    """Require that what is dispatched after all that is done, once; with the config that was left for it, if any."""
     repeated = actor.repeated
     deed = await actor.begin("restart")
     activity = await actor.end(deed, f"the next one after {kind}")
-    if activity is not None and actor.repeated > repeated:
+    if activity is None:
+        return
+    if actor.repeated > repeated:
         actor.tally.fail(kind, FalseReportError(f"the next one was done more than once: {activity.raw}"))
+    if size is not None and actor.alive()[0].environment.get(SIZE) != size:
+        actor.tally.fail(kind, FalseReportError(f"the next one has another config than {size}: {activity.raw}"))
     actor.repeated = repeated
 
 
