@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-import aiohttp
-
 from agent.protocol import RuntimeName
+from tests.bench.dispatched import Dispatcher
 from tests.bench.figures import Series, kept, table
 from tests.runtimes.engine_rig import RealEngine, missing, running_engine
 from tests.sidecar import images
@@ -27,8 +26,6 @@ MEMORY_BUDGET = 63e6
 GRACE = 10
 IDLE = 6.0
 """Seconds until an agent that has nothing to do has done everything once."""
-LOOK_EVERY = 0.002
-"""Seconds between two looks at the public API; on average half of it is added to what the agent took."""
 
 
 async def main() -> int:
@@ -80,13 +77,13 @@ async def measure(engine: RealEngine, sidecar: Sidecar) -> list[Series]:
     bare, command, agent = [], [], []
     each = TIMES // TURNS
     container = sidecar.runtime(RuntimeName.IGGY)
-    api = sidecar.outside.api
-    async with aiohttp.ClientSession(headers={"ld-api-key": api.api_key}, trust_env=False) as session:
-        await by_agent(session, api.base, 3)  # warm, as an agent is that runs
+    async with Dispatcher(sidecar.outside.api, sidecar.outside.supervisor_database) as dispatcher:
+        for _ in range(3):
+            await dispatcher.restart()  # warm, as an agent is that runs
         for _ in range(TURNS):
             bare += await asyncio.to_thread(by_client, engine, container, each)
             command += await asyncio.to_thread(by_command, engine, container, each)
-            agent += await by_agent(session, api.base, each)
+            agent += [await dispatcher.restart() for _ in range(each)]
     return [
         Series("bare Engine API stop, start", bare),
         Series("docker restart", command),
@@ -113,23 +110,6 @@ def by_command(engine: RealEngine, container: str, times: int) -> list[float]:
         command = ["docker", "--host", engine.address, "restart", container]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.monotonic() - began)
-    return seconds
-
-
-async def by_agent(session: aiohttp.ClientSession, base: str, times: int) -> list[float]:
-    """Dispatch a restart through the public API, and look there until it is completed."""
-    seconds = []
-    for _ in range(times):
-        began = time.monotonic()
-        async with session.post(f"{base}/activities/{RuntimeName.IGGY}/restart", json={}) as response:
-            (activity,) = (await response.json())["items"]
-        while activity["status"] == "processing":
-            await asyncio.sleep(LOOK_EVERY)
-            async with session.get(f"{base}/activities/{activity['id']}") as response:
-                activity = await response.json()
-        seconds.append(time.monotonic() - began)
-        if activity["status"] != "completed":
-            sys.exit(f"a restart was rejected: {activity['reason']}")
     return seconds
 
 

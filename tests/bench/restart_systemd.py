@@ -8,12 +8,9 @@ no dispatched one does. What the agent weighs as its unit runs it is said too.
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 
-import aiohttp
-
-from agent.protocol import RuntimeName
+from tests.bench.dispatched import Dispatcher
 from tests.bench.figures import Series, kept, table
 from tests.e2e.node_settings import Options
 from tests.e2e.programs import standin_programs
@@ -26,8 +23,6 @@ PAUSE = 0.05
 BUDGET = 2.0
 UNIT = "iggy.service"
 CLIENT = "/usr/local/lib/bare_client.py"
-FIRST_LOOK, LOOK_EVERY = 0.02, 0.003
-"""Seconds until the public API is first looked at, and between two looks: those take from the same cores."""
 NO_OP = """\
 [Service]
 Type=exec
@@ -67,7 +62,7 @@ async def main() -> int:
             system.boot()
             node.start()
             await node.until_up()
-            series = await measure(node)
+            series = await measure(node, supervisor.supervisor_database)
             print(f"restart of a unit that does nothing, systemd, {TIMES} each, milliseconds")
             print(table(series))
             print(memory(node))
@@ -76,17 +71,17 @@ async def main() -> int:
     return 0 if kept(series) else 1
 
 
-async def measure(node: Node) -> list[Series]:
+async def measure(node: Node, store: Path) -> list[Series]:
     """Measure all three in turns, so that a busy moment of the machine hits none alone."""
     bare, hasty, systemctl, agent = [], [], [], []
     each = TIMES // TURNS
-    async with aiohttp.ClientSession(headers={"ld-api-key": node.api.api_key}, trust_env=False) as session:
-        await by_agent(node, session, 3)  # warm, as an agent is that runs
+    async with Dispatcher(node.api, store) as dispatcher:
+        await by_agent(dispatcher, 3)  # warm, as an agent is that runs
         for _ in range(TURNS):
             bare += by_client(node, "bus", each)
             hasty += by_client(node, "bus", each, pause=0)
             systemctl += by_client(node, "systemctl", each)
-            agent += await by_agent(node, session, each)
+            agent += await by_agent(dispatcher, each)
     return [
         Series("bare D-Bus client", bare),
         Series("the same, back to back", hasty),
@@ -103,22 +98,11 @@ def by_client(node: Node, how: str, times: int, pause: float = PAUSE) -> list[fl
     return seconds
 
 
-async def by_agent(node: Node, session: aiohttp.ClientSession, times: int) -> list[float]:
-    """Dispatch a restart through the public API, and look there until it is completed."""
+async def by_agent(dispatcher: Dispatcher, times: int) -> list[float]:
+    """Dispatch restarts through the public API, with the same pauses."""
     seconds = []
-    activities = f"{node.api.base}/activities"
     for _ in range(times):
-        began = time.monotonic()
-        async with session.post(f"{activities}/{RuntimeName.IGGY}/restart", json={}) as response:
-            (activity,) = (await response.json())["items"]
-        await asyncio.sleep(FIRST_LOOK)
-        while activity["status"] == "processing":
-            await asyncio.sleep(LOOK_EVERY)
-            async with session.get(f"{activities}/{activity['id']}") as response:
-                activity = await response.json()
-        seconds.append(time.monotonic() - began)
-        if activity["status"] != "completed":
-            sys.exit(f"a restart was rejected: {activity['reason']}")
+        seconds.append(await dispatcher.restart())
         await asyncio.sleep(PAUSE)
     return seconds
 

@@ -180,7 +180,7 @@ class Rig:
 
     @property
     def supervisor_database(self) -> Path:
-        """The Supervisor's store; to be touched only while it does not run."""
+        """The Supervisor's store; to be changed only while it does not run."""
         return self._supervisor_data / "supervisor.db"
 
     # --- the agent
