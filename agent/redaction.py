@@ -57,6 +57,10 @@ _PATTERNS = tuple(
 )
 
 
+_PLAIN = re.compile(r"[\w.+/@-]*")
+"""Text that none of the patterns can match, for each needs a `:`, a `=` or a space; most of what is logged is such."""
+
+
 class Redactor:
     """Masks secrets in text and in data; one for the whole agent, safe to use from any thread.
 
@@ -84,6 +88,8 @@ class Redactor:
         # Looking for each first is 15 times faster than one expression of a thousand, as a Supervisor may know.
         if present := [value for value in self._values if value in s]:
             masked = re.sub("|".join(map(_expression, present)), self._marker, s)
+        if _PLAIN.fullmatch(masked):
+            return s if masked == s else masked
         for pattern, replacement in self._patterns:
             masked = pattern.sub(replacement, masked)
         return s if masked == s else masked

@@ -1,6 +1,7 @@
 """The agent's side: `/agent/v1/`, agent protocol version 1. Every call is made by an agent; none is made to one."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ from supervisor.auth import hash_secret
 from supervisor.clock import exact_time, from_microseconds
 from supervisor.configs import config_content
 from supervisor.fleet import Fleet, Node, admission_of
+from supervisor.nodes import Admission, Admitted
 from supervisor.problems import Code, ProblemError
 from supervisor.requests import integer, parse_body, query_integer, query_seconds, read_body
 from supervisor.routes import encode, json_answer
@@ -135,22 +137,33 @@ class AgentApi:
 
     async def reports(self, request: web.Request) -> web.Response:
         """Answer `POST reports`: all of a batch in one transaction."""
-        node, _ = await self._authenticate(request)
+        node, instance, admission = self._identify(request)
+        if admission is None:
+            node.check(instance)
         batch = parse_body(ReportBatch, await read_body(request))
         for position, report in enumerate(batch.reports):
             _check_report(report, position)
         now = self._clock()
         recorded: list[int] = []
-        results = await self._store.write(
-            lambda connection: [
+
+        def write(connection: sqlite3.Connection) -> tuple[Admitted | None, list[ReportResult]]:
+            # The revision grew with what is reported: both are written at once, or neither is.
+            admitted = None if admission is None else nodes.admit(connection, admission, now)
+            return admitted, [
                 ReportResult(
                     activity_id=report.activity_id,
                     outcome=activities.record_report(connection, node.id, report, now),
                 )
                 for report in batch.reports
-            ],
-            lambda results: recorded.extend(self._close(node, results)),
-        )
+            ]
+
+        def then(written: tuple[Admitted | None, list[ReportResult]]) -> None:
+            admitted, results = written
+            if admitted is not None:
+                self._fleet.admitted(admitted)
+            recorded.extend(self._close(node, results))
+
+        _, results = await self._store.write(write, then)
         log.debug("reports.recorded", node_id=node.id, reports=len(results), recorded=len(recorded))
         return json_answer(ReportResults(results=results).model_dump(mode="json"))
 
@@ -186,9 +199,23 @@ class AgentApi:
         return json_answer(answer.model_dump(mode="json"))
 
     async def _authenticate(self, request: web.Request) -> tuple[Node, str]:
+        """Accept a call for its node.
+
+        Raises:
+            ProblemError: 401, 409 or 410.
+        """
+        node, instance, admission = self._identify(request)
+        if admission is not None:
+            now = self._clock()
+            await self._store.write(lambda connection: nodes.admit(connection, admission, now), self._fleet.admitted)
+        node.check(instance)
+        return node, instance
+
+    def _identify(self, request: web.Request) -> tuple[Node, str, Admission | None]:
+        """Read who calls, and what the store has to be told about it before the call is accepted."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        now = self._clock()
-        node, row = self._fleet.authenticate(hash_secret(token.strip()) if scheme.lower() == "bearer" else "", now)
+        hashed = hash_secret(token.strip()) if scheme.lower() == "bearer" else ""
+        node, row = self._fleet.authenticate(hashed, self._clock())
         instance = request.headers.get(INSTANCE_HEADER, "")
         if not (0 < len(instance) <= MAX_INSTANCE_CHARACTERS and instance.isascii()):
             reason = f"expected 1 to {MAX_INSTANCE_CHARACTERS} ASCII characters"
@@ -196,11 +223,7 @@ class AgentApi:
                 Code.INVALID_PARAMETER, f"cannot accept {INSTANCE_HEADER}: {reason}", field=INSTANCE_HEADER
             )
         revision = integer(REVISION_HEADER, request.headers.get(REVISION_HEADER, ""), 0, MAX_REVISION)
-        admission = admission_of(node, row, instance, revision)
-        if admission is not None:
-            await self._store.write(lambda connection: nodes.admit(connection, admission, now), self._fleet.admitted)
-        node.check(instance)
-        return node, instance
+        return node, instance, admission_of(node, row, instance, revision)
 
 
 def _check_report(report: Report, position: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent import redaction
 from agent.redaction import MARKER, Redactor, config_secrets, is_secret_name, named_secrets
 
 SECRET = "hunter2-hunter2"
@@ -223,6 +224,19 @@ def test_redacted_data_can_always_be_written_as_json(value: object) -> None:
     redactor = Redactor()
     redactor.add([SECRET])
     assert SECRET not in json.dumps(redactor.data({"a": value, "b": SECRET}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*"a9_-./@+ \t\n:='\"", "password", "Bearer", "basic", "://", "api_key", "é"])).map(
+        "".join
+    )
+)
+def test_text_that_is_passed_over_as_plain_has_nothing_that_looks_like_a_secret(text: str) -> None:
+    searched = text
+    for pattern, replacement in redaction._PATTERNS:
+        searched = pattern.sub(replacement.format(marker=MARKER), searched)
+    assert Redactor().text(text) == searched
 
 
 @settings(max_examples=60, deadline=None)

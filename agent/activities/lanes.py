@@ -156,16 +156,16 @@ class Lane:
             return
         try:
             await self._know_runtime()
-            if not await self._journal.start(row.id, action.verb):
-                return
+            started = await self._journal.start(row.id, action.verb)
         except JournalFullError as error:
             await self._refuse(row, Rejection(ReasonCode.NO_SPACE, error.message, hint=error.hint))
             return
         except JournalError:
             await self._pause()
             return
+        if started is None:
+            return
         log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
-        started = await self._reread(row)
         await self._carry_out(self._work(started, action, config, recovered=False))
 
     async def _know_runtime(self) -> None:

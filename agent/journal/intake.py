@@ -93,8 +93,8 @@ class Page:
     last: int = MAX_ID
     listed: set[int] = field(default_factory=set)
     """Also with another content: what is processing under its id is not withdrawn."""
-    waiting: set[int] = field(default_factory=set)
-    """Those of them that may begin, as far as the Supervisor is concerned."""
+    waiting: dict[int, str] = field(default_factory=dict)
+    """Those of them that may begin, as far as the Supervisor is concerned, each with its runtime."""
     highest: int = 0
 
 
@@ -145,7 +145,7 @@ def take(connection: sqlite3.Connection, items: Sequence[Any], page: Page, *, no
         if believed:
             cursor = max(cursor, item.sequence if row is None else row["sequence"])
         if waiting:
-            page.waiting.add(item.id)
+            page.waiting[item.id] = item.runtime
     connection.execute("UPDATE journal SET cursor = ?", (cursor,))
     return taken
 

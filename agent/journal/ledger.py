@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -17,7 +17,7 @@ from agent.conditions import Conditions
 from agent.errors import JournalError, JournalFullError
 from agent.journal import intake, opening, retention, steps
 from agent.journal.database import Database
-from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, read_rows, shorten, stamp
+from agent.journal.rows import Head, Row, RowState, SweepToken, Taken, as_json, read_head, read_rows, shorten, stamp
 from agent.journal.steps import KEEP, Keep
 from agent.journal.wakeup import Wakeup
 from agent.protocol import MAX_ID, JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
@@ -38,7 +38,8 @@ class Journal:
     def __init__(self, path: Path, conditions: Conditions) -> None:
         self._database = Database(path)
         self._conditions = conditions
-        self._listed: set[int] = set()
+        self._listed: dict[int, str] = {}
+        """What may begin, because the Supervisor listed it since the agent started; each with its runtime."""
         self.revision = 0
         """Grows with every `started` write; travels with every call to the Supervisor."""
         self.cursor = 0
@@ -69,7 +70,7 @@ class Journal:
         self = cls(folder / opening.FILE_NAME, conditions)
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
-            self._note_head(await self._database.read(_read_head))
+            self._note_head(await self._database.read(read_head))
             self._show_space(whole=await self._database.mend())
         except BaseException:
             await self._database.close()
@@ -134,7 +135,7 @@ class Journal:
 
         def announce(written: tuple[Taken, intake.Page]) -> None:
             taken, page = written
-            self._listed |= page.waiting
+            self._listed.update(page.waiting)
             if sweep is not None:
                 sweep.add(page.listed, page.highest)
             if taken.conflicts:
@@ -165,7 +166,8 @@ class Journal:
         """
 
         def announce(withdrawn: list[int]) -> None:
-            self._listed.difference_update(withdrawn)
+            for activity_id in withdrawn:
+                self._listed.pop(activity_id, None)
             self._show_lost()
             if withdrawn:
                 self.report_ready.set()
@@ -221,26 +223,29 @@ class Journal:
         """
         if self.lost:
             return None
-        return await self._first_listed("runtime = ?", runtime)
+        listed = {found for found, of in self._listed.items() if of == runtime}
+        return await self._first(listed, "runtime = ?", runtime)
 
     async def queue(self, runtime: str) -> list[Row]:
         """List all that a lane may begin, in its order; empty while the journal is lost."""
-        if self.lost:
+        if self.lost or runtime not in self._listed.values():
             return []
         rows = await self._rows("state = 'received' AND runtime = ? ORDER BY sequence", runtime)
         return [row for row in rows if row.id in self._listed]
 
     async def next_foreign(self, lanes: Collection[str]) -> Row | None:
         """Return an activity that belongs to none of these lanes."""
-        marks = ", ".join("?" * len(lanes))
-        return await self._first_listed(f"runtime NOT IN ({marks})", *lanes)
+        listed = {found for found, of in self._listed.items() if of not in lanes}
+        return await self._first(listed, f"runtime NOT IN ({', '.join('?' * len(lanes))})", *lanes)
 
-    async def _first_listed(self, condition: str, *values: object) -> Row | None:
+    async def _first(self, listed: Collection[int], condition: str, *values: object) -> Row | None:
+        if not listed:
+            return None
         statement = f"SELECT id FROM activities WHERE state = 'received' AND {condition} ORDER BY sequence"  # noqa: S608 - constants
 
         def read(connection: sqlite3.Connection) -> list[Row]:
             waiting = (row["id"] for row in connection.execute(statement, values))
-            first = next((found for found in waiting if found in self._listed), None)
+            first = next((found for found in waiting if found in listed), None)
             return [] if first is None else read_rows(connection, "id = ?", first)
 
         return next(iter(await self._database.read(read)), None)
@@ -249,30 +254,32 @@ class Journal:
         """List what was `started` and not finished: the work of recovery."""
         return await self._rows("state = 'started' ORDER BY sequence")
 
-    async def start(self, activity_id: int, verb: Verb) -> bool:
+    async def start(self, activity_id: int, verb: Verb) -> Row | None:
         """Write `started`, before anything is done.
 
         Returns:
-            False when it may not begin any more: withdrawn, or the journal turned out to be lost.
+            The activity as it is now; None when it may not begin any more: withdrawn, or the journal turned out to be
+            lost.
 
         Raises:
             JournalFullError: It is to be rejected, for it is not sure that its result could be stored.
         """
 
-        def write(connection: sqlite3.Connection) -> bool | None:
+        def write(connection: sqlite3.Connection) -> list[Row] | None:
             if not self._database.reserve.allows(connection, activity_id):
                 return None
-            return steps.start(connection, activity_id, verb)
+            return read_rows(connection, "id = ?", activity_id) if steps.start(connection, activity_id, verb) else []
 
-        def announce(begun: bool | None) -> None:  # noqa: FBT001 - what `write` returned
-            if begun:
+        def announce(started: list[Row] | None) -> None:
+            if started:
+                self._listed.pop(activity_id, None)
                 self.started_written.set()
 
-        begun = await self._write(write, announce)
-        if begun is None:
+        started = await self._write(write, announce)
+        if started is None:
             self._show_space(whole=False)
             raise JournalFullError(intake.NO_SPACE, hint=intake.NO_SPACE_HINT)
-        return begun
+        return started[0] if started else None
 
     async def record(
         self,
@@ -334,7 +341,7 @@ class Journal:
         Returns:
             False when it was finished already (withdrawn meanwhile); then nothing was written.
         """
-        whole, short = as_json(evidence or {}), as_json(shorten(evidence or {}))
+        whole = as_json(evidence or {})
 
         def write(connection: sqlite3.Connection, text: str = whole) -> bool:
             if steps.is_waiting(connection, activity_id):
@@ -351,11 +358,14 @@ class Journal:
             )
 
         def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
-            self._listed.discard(activity_id)
+            self._listed.pop(activity_id, None)
             if finished:
                 self.report_ready.set()
 
-        return await self._write(write, announce, when_full=lambda connection: write(connection, short))
+        def write_short(connection: sqlite3.Connection) -> bool:
+            return write(connection, as_json(shorten(evidence or {})))
+
+        return await self._write(write, announce, when_full=write_short)
 
     async def know_runtime(self, runtime: str, *, current: str | None) -> None:
         """Meet a runtime: in a journal that never knew it, its current release counts as the committed one."""
@@ -435,12 +445,12 @@ class Journal:
             when_full: Is run instead when the disk has no room for that.
         """
 
-        def write(connection: sqlite3.Connection) -> tuple[T, _Head, bool]:
+        def write(connection: sqlite3.Connection) -> tuple[T, Head, bool]:
             before = connection.total_changes
             result = work(connection)
-            return result, _read_head(connection), connection.total_changes > before
+            return result, read_head(connection), connection.total_changes > before
 
-        def committed(written: tuple[T, _Head, bool]) -> None:
+        def committed(written: tuple[T, Head, bool]) -> None:
             result, head, changed = written
             self._note_head(head)
             if changed:
@@ -468,7 +478,7 @@ class Journal:
                 hint="free space on it; this ends by itself within seconds",
             )
 
-    def _note_head(self, head: "_Head") -> None:
+    def _note_head(self, head: Head) -> None:
         self.revision, self.cursor, self.lost = head.revision, head.cursor, head.lost
 
     def _show_lost(self) -> None:
@@ -480,19 +490,6 @@ class Journal:
             )
         else:
             self._conditions.clear("journal_lost")
-
-
-class _Head(NamedTuple):
-    """What is remembered of the file's one line about itself; only of a committed one."""
-
-    revision: int
-    cursor: int
-    lost: bool
-
-
-def _read_head(connection: sqlite3.Connection) -> _Head:
-    head = connection.execute("SELECT revision, cursor, lost FROM journal").fetchone()
-    return _Head(head["revision"], head["cursor"], bool(head["lost"]))
 
 
 def _not_started(activity_id: int) -> JournalError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.errors import JournalError
 from agent.protocol import Activity, Reason, Report, ReportOutcome, ReportStatus
@@ -137,6 +137,20 @@ class Taken:
 
 _LONG = 2000
 """Characters."""
+
+
+class Head(NamedTuple):
+    """What is remembered of the file's one line about itself; only of a committed one."""
+
+    revision: int
+    cursor: int
+    lost: bool
+
+
+def read_head(connection: sqlite3.Connection) -> Head:
+    """Read that line."""
+    head = connection.execute("SELECT revision, cursor, lost FROM journal").fetchone()
+    return Head(head["revision"], head["cursor"], bool(head["lost"]))
 
 
 def stamp(moment: datetime | None = None) -> str:

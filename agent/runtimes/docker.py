@@ -101,6 +101,8 @@ class DockerDriver:
         self._usage: Usage | None = None
         self._sampled_at = 0.0
         self._sampling: asyncio.Task[None] | None = None
+        self._is_tidy = False
+        """Whether nothing of a recreation is left beside the container in use, as far as this driver knows."""
         self._is_open = False
 
     # --- the driver protocol -------------------------------------------------------------------------------------
@@ -243,8 +245,11 @@ class DockerDriver:
         """Remove what a recreation left beside the container in use; the kept one, once the one in use is committed.
 
         A kept one that is to be in use again, because the action was superseded, is put back while nothing runs.
+        Where nothing was found once, nothing is looked for until the next recreation.
         """
         async with self._verb:
+            if self._is_tidy:
+                return
             target = await self._target()
             try:
                 await self._recreation.drop_unfinished()
@@ -252,6 +257,7 @@ class DockerDriver:
                     found = await self._recreation.find()
                     step = left_over(found, committed=committed, wanted=target.sha256)
                     if step is None:
+                        self._is_tidy = found.new is None and found.kept is None
                         return
                     if step.do is Do.STOP:
                         log.warning("docker.kept_container_runs", container=step.container.name)
@@ -371,6 +377,7 @@ class DockerDriver:
         Returns:
             What it stopped for that.
         """
+        self._is_tidy = False
         target = await self._target()
         outcome: Outcome | None = None
         calls: tuple[Call, ...] = ()

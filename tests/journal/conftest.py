@@ -89,7 +89,7 @@ class Node:
         return await self.journal.end_sweep(token, last=last)
 
     async def start(self, number: int, verb: Verb = Verb.RESTART) -> bool:
-        return await self.journal.start(number, verb)
+        return await self.journal.start(number, verb) is not None
 
     async def finish(self, number: int, **result: Any) -> bool:
         result_of_success: dict[str, Any] = {"status": ReportStatus.COMPLETED, "changed": True}

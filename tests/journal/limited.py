@@ -52,7 +52,7 @@ async def run(folder: Path, journal_id: str) -> None:
         )
     ]
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    begun = await journal.start(2, Verb.RESTART)
+    begun = await journal.start(2, Verb.RESTART) is not None
     print(json.dumps({"meanwhile": meanwhile, "begun": begun, "afterwards": seen()}))
     await journal.close()
 

@@ -79,6 +79,14 @@ async def test_more_calls_than_threads_to_an_engine_that_hangs_end_all(fake: Fak
     assert len(ended) == 9
 
 
+async def test_where_nothing_is_left_over_nothing_is_looked_for_again(fake: FakeEngine, driver: DockerDriver) -> None:
+    await driver.tidy(None)
+    looked = fake.calls.count("json")
+    assert looked
+    await driver.tidy(None)
+    assert fake.calls.count("json") == looked
+
+
 async def test_a_start_that_hangs_is_not_made_again_by_itself(
     fake: FakeEngine, driver: DockerDriver, steps: Steps
 ) -> None:

@@ -231,6 +231,22 @@ async def test_the_highest_revision_ever_sent_is_told_and_survives_a_restart(tmp
         assert (await agent.poll())["revision"] == 7
 
 
+async def test_a_report_brings_its_revision_and_one_that_is_refused_brings_nothing(rig: Rig) -> None:
+    agent = await rig.agent()
+    (item,) = await rig.dispatch()
+    await agent.poll()
+    agent.revision = 5
+    refused = await agent.call("POST", "reports", json_body={"reports": [report(item["id"], status="maybe")]})
+    refused.problem(400, "invalid_body")
+    agent.revision = 0
+    assert (await agent.poll())["revision"] == 0
+    agent.revision = 5
+    assert await agent.report(report(item["id"])) == ["recorded"]
+    agent.revision = 0
+    assert (await agent.poll())["revision"] == 5
+    assert (await rig.activity(item["id"]))["status"] == "completed"
+
+
 async def test_a_held_poll_tells_the_revision_that_another_call_brought_meanwhile(rig: Rig) -> None:
     agent = await rig.agent()
     poll = await held(rig, agent)

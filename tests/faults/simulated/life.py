@@ -188,7 +188,7 @@ class GatedJournal(Journal):
         async with self._step("reported"):
             await super().reported(results)
 
-    async def start(self, activity_id: int, verb: Verb) -> bool:
+    async def start(self, activity_id: int, verb: Verb) -> Row | None:
         async with self._step("started", activity_id):
             begun = await super().start(activity_id, verb)
             if begun:
