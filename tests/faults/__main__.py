@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if options.list:
-        print("\n".join(f"{fault.key:28} {fault.name}" for fault in faults))
+        more = campaign.plan(faults, options.minutes * 60)
+        for fault, seconds in zip(faults, more, strict=True):
+            print(f"{fault.key:24} {fault.takes + seconds:4.0f} s  {fault.name}")
         return 0
     if lacks := missing(faults):
         for lack, keys in lacks.items():
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for tally in tallies:
         for note in tally.notes:
             print(f"{tally.fault}: {note}")
+    if keys := campaign.idle(faults, tallies):
+        print(f"these rows injected nothing, so the campaign failed: {', '.join(keys)}")
     print(last_line(tallies, time.monotonic() - began), flush=True)
     return 0 if all(tally.good for tally in tallies) else 1
 
@@ -68,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="KEY", help="this row, or these (kill, network.drop); repeatable"
     )
     parser.add_argument("--seed", type=int, help="of all choices (default: a new one, which is printed)")
-    parser.add_argument("--list", action="store_true", help="list the rows and end")
+    parser.add_argument("--list", action="store_true", help="list the rows with the seconds that each gets, and end")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="write the rows as JSON too")
     return parser
 

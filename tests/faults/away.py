@@ -99,7 +99,7 @@ async def expiry(ground: Ground, budget: Budget, tally: Tally) -> None:
 
 
 async def _while(budget: Budget, absence: Absence, tally: Tally, play: Callable[[Absence], Awaitable[None]]) -> None:
-    while budget.more():
+    while not (budget.impatient and tally.wrong) and budget.more():
         try:
             await play(absence)
         except TimeoutError as error:
@@ -144,6 +144,6 @@ def _copy(database: Path, to: Path) -> None:
 
 
 FAULTS = (
-    Fault("away.expiry", "agent away past the expiry", expiry, 0.3),
+    Fault("away.expiry", "agent away past the expiry", expiry, 0.3, takes=12.0),
     Fault("away.withdrawn", "agent away, then not wanted any more", withdrawn, 0.3),
 )

@@ -12,5 +12,5 @@ FAULTS: tuple[Fault, ...] = (
     Fault("input.agent", "bad answers, to a whole agent", conversation, 0.5),
     Fault("input.local_api", "bad requests to the local API, bad answers of it", local_api, 0.3),
     Fault("input.settings", "bad settings, configs and journal rows", files, 0.3),
-    Fault("input.supervisor_api", "bad calls to the Supervisor (schemathesis)", supervisor_api, 0.3),
+    Fault("input.supervisor_api", "bad calls to the Supervisor (schemathesis)", supervisor_api, 0.3, takes=15.0),
 )

@@ -23,8 +23,20 @@ async def run(fault: Fault, seed: int, budget: Budget) -> Tally:
     return tally
 
 
+def plan(faults: Sequence[Fault], seconds: float) -> list[float]:
+    """Return how many seconds each row may go on for, beyond what it takes in any case, which is kept for it.
+
+    Args:
+        faults: The rows.
+        seconds: For all of them.
+    """
+    rest = max(0.0, seconds - sum(fault.takes for fault in faults))
+    shares = sum(fault.share for fault in faults)
+    return [rest * fault.share / shares if shares else 0.0 for fault in faults]
+
+
 async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said) -> list[Tally]:
-    """Do them all in about so many seconds; what one leaves over, the others share.
+    """Do them all in about so many seconds; what one leaves over, or takes more than it should, the others share.
 
     Args:
         faults: In this order.
@@ -35,9 +47,8 @@ async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said
     ends = time.monotonic() + seconds
     tallies = []
     for number, fault in enumerate(faults):
-        share = fault.share / sum(later.share for later in faults[number:])
         began = time.monotonic()
-        tally = await run(fault, seed, Budget(max(0.0, ends - began) * share))
+        tally = await run(fault, seed, Budget(plan(faults[number:], ends - began)[0]))
         tallies.append(tally)
         said(_progress(fault, tally, time.monotonic() - began))
     return tallies
@@ -45,7 +56,13 @@ async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said
 
 def _progress(fault: Fault, tally: Tally, seconds: float) -> str:
     counted = f"injected={tally.injected} lost={tally.lost} repeated={tally.repeated} false={tally.false}"
-    return "\n".join([f"{fault.key}: {counted} seconds={seconds:.0f}", *tally.stories])
+    nothing = [] if tally.injected else [f"{fault.key}: nothing was injected, so nothing was shown"]
+    return "\n".join([f"{fault.key}: {counted} seconds={seconds:.0f}", *tally.stories, *nothing])
+
+
+def idle(faults: Sequence[Fault], tallies: Sequence[Tally]) -> list[str]:
+    """Return the keys of the rows that injected nothing, which is no success."""
+    return [fault.key for fault, tally in zip(faults, tallies, strict=True) if not tally.injected]
 
 
 def chosen(faults: Iterable[Fault], wanted: Sequence[str]) -> list[Fault]:

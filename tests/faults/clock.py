@@ -116,4 +116,4 @@ async def _in_line(actor: Actor, clock: Clock, tally: Tally) -> None:
     await actor.end(await actor.begin("restart"), "after that")
 
 
-FAULTS = (Fault("clock.jump", "the wall clock jumps hours", jump),)
+FAULTS = (Fault("clock.jump", "the wall clock jumps hours", jump, takes=10.0),)

@@ -267,6 +267,6 @@ def _judge_words(rig: Rig, wrong: Wrong, words: str) -> None:
 
 
 FAULTS = (
-    Fault("disk.damage", "journal or its log damaged, or put back", damaged, share=1.5),
+    Fault("disk.damage", "journal or its log damaged, or put back", damaged, share=2.0),
     Fault("disk.owner", "state folder with wrong owner or mode", owned_by_others, share=0.5, lacks=lacks_root),
 )

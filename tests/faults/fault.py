@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +27,16 @@ class Budget:
         self._ends: float | None = None
         self._begun = 0
 
-    def part(self, share: float) -> "Budget":
-        """Return a budget for so much of the whole time and rounds; it may have no round at all."""
-        most = None if self.most is None else max(1, round(self.most * share))
-        return Budget(self.seconds * share, most=most, least=0, impatient=self.impatient)
+    def parts(self, count: int) -> Iterator["Budget"]:
+        """Give each of so many parts, when its turn comes, an equal share of the rounds, and of the time that is left.
+
+        The first one has a round in any case; what goes by outside of the rounds counts too.
+        """
+        ends = time.monotonic() + self.seconds
+        most = None if self.most is None else max(1, round(self.most / count))
+        for left in range(count, 0, -1):
+            seconds = max(0.0, ends - time.monotonic()) / left
+            yield Budget(seconds, most=most, least=int(left == count), impatient=self.impatient)
 
     @property
     def over(self) -> bool:
@@ -80,8 +86,10 @@ class Fault:
         key: To choose it by on the command line, such as `kill.point.process`.
         name: Of its row.
         run: Does it.
-        share: Of the whole time, relative to the others.
+        share: Of the time that is shared, relative to the others.
         lacks: Says what this machine lacks for it; nothing when it can be done here.
+        takes: Seconds that it takes in any case, on two cores: its setting up, one round, or all that it does when
+            that is always the same. They are kept for it, and only the rest is shared.
     """
 
     key: str
@@ -89,6 +97,7 @@ class Fault:
     run: Run
     share: float = 1.0
     lacks: Callable[[], Sequence[str]] = tuple
+    takes: float = 5.0
 
 
 def missing(faults: Iterable[Fault]) -> dict[str, list[str]]:

@@ -241,10 +241,10 @@ def row(play: Play, open_habitat: Open, kinds: tuple[Kind, ...]) -> Run:
         impatient = budget.impatient
         async with open_habitat() as habitat, staged(habitat, tally, impatient=impatient) as stage:
             drawn = kinds if play is at_each_point else draw_kinds(kinds, budget, ground.chance)
-            for kind in drawn:
+            for kind, part in zip(drawn, budget.parts(len(drawn)), strict=True):
                 if stage.is_over:
                     break
-                await play(stage, kind, ground, budget.part(1 / len(drawn)))
+                await play(stage, kind, ground, part)
 
     return run
 
@@ -253,19 +253,41 @@ PLAIN = (Start, Stop, Restart, Reconfigure)
 
 
 ROWS: tuple[tuple[str, str, Play, tuple[Kind, ...], float], ...] = (
-    ("point", "kill -9 at each point", at_each_point, SCENARIOS, 1.0),
-    ("recovery", "kill -9 in recovery too", in_recovery, SCENARIOS, 3.0),
-    ("random", "kill -9 at random", at_random, SCENARIOS, 3.0),
-    ("both", "agent and runtime killed", same_boot, PLAIN, 1.5),
-    ("machine", "machine crash", new_boot, PLAIN, 1.5),
+    ("point", "kill -9 at each point", at_each_point, SCENARIOS, 0.0),
+    ("recovery", "kill -9 in recovery too", in_recovery, SCENARIOS, 2.0),
+    ("random", "kill -9 at random", at_random, SCENARIOS, 2.0),
+    ("both", "agent and runtime killed", same_boot, PLAIN, 1.0),
+    ("machine", "machine crash", new_boot, PLAIN, 1.0),
 )
 """With the share of each; killing it at each point takes as long as it takes."""
 
 
-def rows(driver: DriverKind, open_habitat: Open, lacks: Callable[[], Sequence[str]] = tuple) -> tuple[Fault, ...]:
-    """Return all rows of one habitat, which may lack something."""
+def rows(
+    driver: DriverKind,
+    open_habitat: Open,
+    lacks: Callable[[], Sequence[str]] = tuple,
+    *,
+    points: float,
+    takes: float,
+) -> tuple[Fault, ...]:
+    """Return all rows of one habitat.
+
+    Args:
+        driver: Of the runtimes.
+        open_habitat: Opens it for a row.
+        lacks: Says what this machine lacks for it.
+        points: Seconds that it takes to kill it at each point once.
+        takes: Seconds that each other row takes in any case.
+    """
     return tuple(
-        Fault(f"kill.{key}.{driver}", f"{name}, {driver}", row(play, open_habitat, kinds), share, lacks)
+        Fault(
+            f"kill.{key}.{driver}",
+            f"{name}, {driver}",
+            row(play, open_habitat, kinds),
+            share,
+            lacks,
+            takes if share else points,
+        )
         for key, name, play, kinds, share in ROWS
     )
 
@@ -277,7 +299,7 @@ async def processes() -> AsyncIterator[Habitat]:
 
 
 FAULTS = (
-    *rows(DriverKind.PROCESS, processes),
+    *rows(DriverKind.PROCESS, processes, points=90.0, takes=5.0),
     Fault(
         f"kill.launcher.{DriverKind.PROCESS}",
         "kill -9 with a launcher on its way, process",

@@ -109,8 +109,7 @@ def row(open_habitat: Callable[[], AbstractAsyncContextManager[Middleman]]) -> R
 
     async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
         async with open_habitat() as habitat, staged(habitat, tally, impatient=budget.impatient) as stage:
-            for kind in PLAIN:
-                share = budget.part(1 / len(PLAIN))
+            for kind, share in zip(PLAIN, budget.parts(len(PLAIN)), strict=True):
                 async with stage.company(kind) as scenarios:
                     end = CommonEnd(stage, habitat, ground.chance)
                     while not stage.is_over and share.more():

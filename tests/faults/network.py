@@ -57,20 +57,29 @@ def storm_of(*kinds: Kind, nodes: int = 3, errands: int = 5) -> Play:
     return play
 
 
-ROWS: tuple[tuple[str, str, Play, float], ...] = (
-    ("kills", "all of these, and the agent killed (-9)", storm_and_kills, 2.0),
-    ("token", "token exchanged meanwhile", tokens.exchanged, 1.0),
-    ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 3.0),
-    ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0),
-    ("copy", "Supervisor put back from a copy", outages.old_copy, 1.0),
-    ("tls", "certificate that is not right", names.bad_certificates, 1.0),
-    ("dns", "name without its address", names.lost_names, 1.0),
-    ("moved", "address changed", names.moved, 1.0),
-    ("silent", "connection like a black hole", names.black_hole, 1.0),
+ROWS: tuple[tuple[str, str, Play, float, float], ...] = (
+    ("kills", "all of these, and the agent killed (-9)", storm_and_kills, 2.0, 12.0),
+    ("token", "token exchanged meanwhile", tokens.exchanged, 1.0, 10.0),
+    ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 0.5, 60.0),
+    ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0, 10.0),
+    ("copy", "Supervisor put back from a copy", outages.old_copy, 1.0, 8.0),
+    ("tls", "certificate that is not right", names.bad_certificates, 1.0, 8.0),
+    ("dns", "name without its address", names.lost_names, 1.0, 15.0),
+    ("moved", "address changed", names.moved, 1.0, 15.0),
+    ("silent", "connection like a black hole", names.black_hole, 1.0, 10.0),
 )
+"""With the share of each, and the seconds that it takes in any case."""
+STORM = 12.0
+"""Seconds that a storm takes in any case, with what is before it and after it."""
 
 FAULTS: tuple[Fault, ...] = (
-    *(Fault(f"network.{kind.key}", f"network: {kind.name}", _on_its_own(storm_of(kind)), 0.5) for kind in KINDS),
-    Fault("network.mixed", "network: all of these at once", _on_its_own(storm_of(*KINDS)), 2.0),
-    *(Fault(f"network.{key}", f"network: {name}", _on_its_own(play), share) for key, name, play, share in ROWS),
+    *(
+        Fault(f"network.{kind.key}", f"network: {kind.name}", _on_its_own(storm_of(kind)), 0.5, takes=STORM)
+        for kind in KINDS
+    ),
+    Fault("network.mixed", "network: all of these at once", _on_its_own(storm_of(*KINDS)), 2.0, takes=STORM),
+    *(
+        Fault(f"network.{key}", f"network: {name}", _on_its_own(play), share, takes=takes)
+        for key, name, play, share, takes in ROWS
+    ),
 )

@@ -67,4 +67,4 @@ async def _end(actor: Actor, deed: Deed, story: str, *, before: bool) -> None:
         actor.tally.fail(story, FalseReportError(f"begun at {row['started_at']}, and it had expired at {expired}"))
 
 
-FAULTS = (Fault("pause", "SIGSTOP of the agent, shorter and longer than every timeout", pause, share=1.5),)
+FAULTS = (Fault("pause", "SIGSTOP of the agent, shorter and longer than every timeout", pause, share=1.5, takes=10.0),)

@@ -476,7 +476,7 @@ async def run(ground: Ground, budget: Budget, tally: Tally) -> None:
     tally.add(Tally.from_json(json.loads(output)))
 
 
-FAULTS: tuple[Fault, ...] = (Fault("machine.state", "any interleaving, simulated driver", run),)
+FAULTS: tuple[Fault, ...] = (Fault("machine.state", "any interleaving, simulated driver", run, takes=10.0),)
 
 
 def main(seconds: str, first_seed: str, most: str) -> None:
