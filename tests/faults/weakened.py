@@ -76,11 +76,11 @@ def without_deduplication() -> AbstractContextManager[object]:
 def without_a_sweep_before_the_first() -> AbstractContextManager[object]:
     """What was received by an agent that died begins at once, listed again or not."""
 
-    async def first_listed(self: Journal, condition: str, *values: object) -> Row | None:
+    async def first(self: Journal, _listed: object, condition: str, *values: object) -> Row | None:
         rows = await self._rows(f"state = 'received' AND {condition} ORDER BY sequence", *values)
         return rows[0] if rows else None
 
-    return mock.patch.object(Journal, "_first_listed", first_listed)
+    return mock.patch.object(Journal, "_first", first)
 
 
 def without_withdrawal() -> AbstractContextManager[object]:
