@@ -13,7 +13,7 @@ from tests.system.booted import Booted, missing
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("faults-systemd")]
 
-RANDOM = 6
+RANDOM = 3
 """Random cases of each action."""
 
 

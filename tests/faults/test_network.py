@@ -41,20 +41,22 @@ ALONE: dict[str, Play] = {
     "network.supervisor": partial(outages.killed_supervisor, nodes=2),
     "network.copy": partial(outages.old_copy, nodes=1),
 }
-"""They end the Supervisor, so nothing else can be dispatched meanwhile."""
+"""They end the Supervisor, so each has one of its own."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tallies(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mapping[str, Tally]]:
     """All rows, played once."""
     folder = tmp_path_factory.mktemp("network")
+    async with Rig(standin_programs(), OPTIONS) as rig, Nursery(rig.folder) as nursery, asyncio.TaskGroup() as group:
+        tasks = {key: group.create_task(_played(key, play, rig, nursery, folder)) for key, play in PLAYS.items()}
+        tasks |= {key: group.create_task(_alone(key, play, folder)) for key, play in ALONE.items()}
+    yield {key: task.result() for key, task in tasks.items()}
+
+
+async def _alone(key: str, play: Play, folder: Path) -> Tally:
     async with Rig(standin_programs(), OPTIONS) as rig, Nursery(rig.folder) as nursery:
-        async with asyncio.TaskGroup() as group:
-            tasks = {key: group.create_task(_played(key, play, rig, nursery, folder)) for key, play in PLAYS.items()}
-        played = {key: task.result() for key, task in tasks.items()}
-        for key, play in ALONE.items():
-            played[key] = await _played(key, play, rig, nursery, folder)
-        yield played
+        return await _played(key, play, rig, nursery, folder)
 
 
 async def _played(key: str, play: Play, rig: Rig, nursery: Nursery, folder: Path) -> Tally:

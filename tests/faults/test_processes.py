@@ -22,7 +22,7 @@ FAULTS = (*pauses.FAULTS, *clock.FAULTS, *process_limits.FAULTS, *unruly.FAULTS,
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tallies() -> AsyncIterator[Mapping[str, Tally]]:
     """All rows, played once."""
-    yield await play(FAULTS, {"rivals": 1, "clock.jump": 2, "pause": 3}, usual=4)
+    yield await play(FAULTS, {"rivals": 1, "clock.jump": 2}, usual=3)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.key)
