@@ -41,14 +41,14 @@ async def revived() -> AsyncIterator[Containers]:
 
 
 FAULTS = (
-    *kills.rows(DriverKind.DOCKER, engine, missing, points=200.0, takes=15.0),
+    *kills.rows(DriverKind.DOCKER, engine, missing, points=260.0, takes=15.0),
     Fault(
         f"kill.policy.{DriverKind.DOCKER}",
         f"kill -9 at each point, {DriverKind.DOCKER}, {REVIVED}",
         kills.row(kills.at_each_point, revived, KEPT_UP),
         share=0.0,
         lacks=missing,
-        takes=140.0,
+        takes=170.0,
     ),
     Fault(
         f"kill.engine.{DriverKind.DOCKER}",
