@@ -85,6 +85,9 @@ def _refused(error: RefusedError, doing: str, container: str, call: Call | None)
 def _why_not_started(error: RefusedError, text: str, container: str) -> tuple[str, str]:
     if isinstance(error, ImageGoneError):
         return text, "load or pull the image, then dispatch again"
+    if error.status == 404 and text.strip() == "Not Found":  # an Engine's own 404 names what is not there
+        hint = "Podman 4.3 cannot change a restart policy: make the container with `no`, which the agent then leaves"
+        return "this Engine does not know that call", hint
     lower = text.lower()
     for words, cause, hint in _START_FAILURES:
         if all(word in lower for word in words) if words[0] == "network" else any(word in lower for word in words):

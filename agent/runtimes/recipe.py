@@ -137,7 +137,13 @@ def _host_config(source: Container, policy: Mapping[str, Any]) -> dict[str, Any]
     named |= {str(mount.get("Target")) for mount in host["Mounts"]}
     named |= set(host.get("Tmpfs") or {})
     host["Binds"] = [*(host.get("Binds") or []), *_binds(mounts, named)]
+    host["Ulimits"] = [_as_docker_names_it(limit) for limit in host.get("Ulimits") or []] or None
     return host
+
+
+def _as_docker_names_it(limit: Mapping[str, Any]) -> dict[str, Any]:
+    """Name a limit as it is asked for: Podman (seen with 4.3) tells of RLIMIT_NOFILE what it only takes as nofile."""
+    return {**limit, "Name": str(limit.get("Name")).removeprefix("RLIMIT_").lower()}
 
 
 def _with_volume(wanted: Mapping[str, Any], mounts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

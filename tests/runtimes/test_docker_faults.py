@@ -108,6 +108,7 @@ async def test_a_start_that_hangs_is_not_made_again_by_itself(
     [
         ("start", "start", 500, "something broke", ReasonCode.START_FAILED, "the Engine refused it: something broke"),
         ("start", "start", 404, "No such container: c0ff", ReasonCode.NOT_FOUND, "there is no container named iggy"),
+        ("start", "start", 404, "Not Found", ReasonCode.START_FAILED, "this Engine does not know that call"),
         ("start", "start", 403, "denied", ReasonCode.NOT_PERMITTED, "it was forbidden"),
         ("start", "start", 500, "network abc not found", ReasonCode.START_FAILED, "a network that it is connected to"),
         ("start", "start", 500, "error setting rlimit type 8", ReasonCode.START_FAILED, "may not raise a limit"),
