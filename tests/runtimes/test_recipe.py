@@ -2,9 +2,8 @@
 
 import pytest
 
-from agent.runtimes.containers import Container
+from agent.runtimes.containers import NO_POLICY, Container
 from agent.runtimes.recipe import Recipe, Target, make_recipe
-from agent.runtimes.recreation import NO_POLICY
 
 
 def recipe_of(**host: object) -> Recipe:
