@@ -138,16 +138,22 @@ class AgentApi:
     async def reports(self, request: web.Request) -> web.Response:
         """Answer `POST reports`: all of a batch in one transaction."""
         node, instance, admission = self._identify(request)
-        if admission is None:
-            node.check(instance)
-        batch = parse_body(ReportBatch, await read_body(request))
-        for position, report in enumerate(batch.reports):
-            _check_report(report, position)
+        if node.instance != instance:
+            await self._admit(node, instance, admission)
+            admission = None
+        try:
+            batch = parse_body(ReportBatch, await read_body(request))
+            for position, report in enumerate(batch.reports):
+                _check_report(report, position)
+        except ProblemError:
+            await self._admit(node, instance, admission)
+            raise
+        node.check(instance)  # another one may have come while the body was on its way
         now = self._clock()
         recorded: list[int] = []
 
         def write(connection: sqlite3.Connection) -> tuple[Admitted | None, list[ReportResult]]:
-            # The revision grew with what is reported: both are written at once, or neither is.
+            # What is reported has made the revision grow: both are written at once.
             admitted = None if admission is None else nodes.admit(connection, admission, now)
             return admitted, [
                 ReportResult(
@@ -205,11 +211,15 @@ class AgentApi:
             ProblemError: 401, 409 or 410.
         """
         node, instance, admission = self._identify(request)
+        await self._admit(node, instance, admission)
+        return node, instance
+
+    async def _admit(self, node: Node, instance: str, admission: Admission | None) -> None:
+        """Tell the store who calls, if it does not know yet, and accept it."""
         if admission is not None:
             now = self._clock()
             await self._store.write(lambda connection: nodes.admit(connection, admission, now), self._fleet.admitted)
         node.check(instance)
-        return node, instance
 
     def _identify(self, request: web.Request) -> tuple[Node, str, Admission | None]:
         """Read who calls, and what the store has to be told about it before the call is accepted."""

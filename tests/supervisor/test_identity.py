@@ -1,7 +1,10 @@
 """Who speaks for a node: enrolment, tokens and their rotation, instances, removal."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,20 +234,49 @@ async def test_the_highest_revision_ever_sent_is_told_and_survives_a_restart(tmp
         assert (await agent.poll())["revision"] == 7
 
 
-async def test_a_report_brings_its_revision_and_one_that_is_refused_brings_nothing(rig: Rig) -> None:
+async def test_a_report_brings_its_revision_also_when_it_is_refused(rig: Rig) -> None:
     agent = await rig.agent()
     (item,) = await rig.dispatch()
     await agent.poll()
     agent.revision = 5
     refused = await agent.call("POST", "reports", json_body={"reports": [report(item["id"], status="maybe")]})
     refused.problem(400, "invalid_body")
-    agent.revision = 0
-    assert (await agent.poll())["revision"] == 0
-    agent.revision = 5
+    assert (await agent.poll())["revision"] == 5
+    agent.revision = 7
     assert await agent.report(report(item["id"])) == ["recorded"]
     agent.revision = 0
-    assert (await agent.poll())["revision"] == 5
+    assert (await agent.poll())["revision"] == 7
     assert (await rig.activity(item["id"]))["status"] == "completed"
+
+
+@pytest.mark.parametrize("sent", [{"status": "maybe"}, {"evidence": {"x": "x" * 300_000}}, {}])
+async def test_a_replaced_instance_is_told_so_whatever_it_reports(rig: Rig, sent: dict[str, Any]) -> None:
+    agent = await rig.agent()
+    (item,) = await rig.dispatch()
+    await agent.poll()
+    await clone(agent, "newer").poll()
+    for agent.revision in (0, 99):
+        answer = await agent.call("POST", "reports", json_body={"reports": [report(item["id"], **sent)]})
+        answer.problem(409, "identity_in_use")
+
+
+async def test_a_report_that_came_slowly_from_an_instance_replaced_meanwhile_is_refused(rig: Rig) -> None:
+    agent = await rig.agent()
+    (item,) = await rig.dispatch()
+    await agent.poll()
+    body = json.dumps({"reports": [report(item["id"])]}).encode()
+    begun = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:10]
+        begun.set()
+        await clone(agent, "newer").poll()
+        yield body[10:]
+
+    answer = await agent.call("POST", "reports", body=slowly(), headers={"Content-Type": "application/json"})
+    answer.problem(409, "identity_in_use")
+    assert begun.is_set()
+    assert (await rig.activity(item["id"]))["status"] == "processing"
 
 
 async def test_a_held_poll_tells_the_revision_that_another_call_brought_meanwhile(rig: Rig) -> None:
