@@ -22,7 +22,7 @@ from agent.protocol import Config, DriverKind, ReasonCode, RuntimeName, RuntimeS
 from agent.runtimes import engine_refusals
 from agent.runtimes.containers import SIGKILLED, Container, Usage, container_of, log_window, read_usage
 from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Recorder, Step, read_boot_id
-from agent.runtimes.engine import CALL_TIMEOUT, AwayError, Engine, EngineError, RefusedError
+from agent.runtimes.engine import CALL_TIMEOUT, SLOW, AwayError, Engine, EngineError, RefusedError
 from agent.runtimes.engine_events import SILENCE, Events
 from agent.runtimes.patient_calls import PatientCalls
 from agent.runtimes.recipe import Target
@@ -103,6 +103,8 @@ class DockerDriver:
         self._sampling: asyncio.Task[None] | None = None
         self._is_tidy = False
         """Whether nothing of a recreation is left beside the container in use, as far as this driver knows."""
+        self._tidy_from = 0.0
+        """Until then a call of a recreation that nobody waits for any more may still be on its way in the Engine."""
         self._is_open = False
 
     # --- the driver protocol -------------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ class DockerDriver:
         """Remove what a recreation left beside the container in use; the kept one, once the one in use is committed.
 
         A kept one that is to be in use again, because the action was superseded, is put back while nothing runs.
-        Where nothing was found once, nothing is looked for until the next recreation.
+        Where nothing was found once, and no call can be on its way, nothing is looked for until the next recreation.
         """
         async with self._verb:
             if self._is_tidy:
@@ -257,7 +259,8 @@ class DockerDriver:
                     found = await self._recreation.find()
                     step = left_over(found, committed=committed, wanted=target.sha256)
                     if step is None:
-                        self._is_tidy = found.new is None and found.kept is None
+                        alone = found.new is None and found.kept is None
+                        self._is_tidy = alone and time.monotonic() >= self._tidy_from
                         return
                     if step.do is Do.STOP:
                         log.warning("docker.kept_container_runs", container=step.container.name)
@@ -407,6 +410,7 @@ class DockerDriver:
 
     async def _carry_out(self, step: RecreationStep, target: Target) -> None:
         """Carry a step out; when the Engine goes away in it, what it did shows at the next look."""
+        self._tidy_from = time.monotonic() + SLOW * self._engine.call_timeout
         try:
             await self._recreation.carry_out(step, target)
         except AwayError as error:

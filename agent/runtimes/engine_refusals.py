@@ -78,6 +78,14 @@ def _refused(error: RefusedError, doing: str, container: str, call: Call | None)
     if call is Call.STOP:
         hint = f"docker inspect {container} says more"
         return Rejection(ReasonCode.STOP_FAILED, f"cannot {doing}: {text}", hint=hint, evidence=evidence)
+    if error.status == 404 and text.strip() == "Not Found":  # an Engine's own 404 names what is not there
+        hint = "look at what answers there in the Engine's place"
+        if call is Call.RECREATE:
+            hint = (
+                "Podman 4.3 cannot change a restart policy: make the container with `no`, which the agent then leaves"
+            )
+        message = f"cannot {doing}: this Engine does not know that call"
+        return Rejection(ReasonCode.START_FAILED, message, hint=hint, evidence=evidence)
     cause, hint = _why_not_started(error, text, container)
     return Rejection(ReasonCode.START_FAILED, f"cannot {doing}: {cause}", hint=hint, evidence=evidence)
 
@@ -85,9 +93,6 @@ def _refused(error: RefusedError, doing: str, container: str, call: Call | None)
 def _why_not_started(error: RefusedError, text: str, container: str) -> tuple[str, str]:
     if isinstance(error, ImageGoneError):
         return text, "load or pull the image, then dispatch again"
-    if error.status == 404 and text.strip() == "Not Found":  # an Engine's own 404 names what is not there
-        hint = "Podman 4.3 cannot change a restart policy: make the container with `no`, which the agent then leaves"
-        return "this Engine does not know that call", hint
     lower = text.lower()
     for words, cause, hint in _START_FAILURES:
         if all(word in lower for word in words) if words[0] == "network" else any(word in lower for word in words):

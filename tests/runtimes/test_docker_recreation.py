@@ -131,6 +131,18 @@ async def test_a_committed_container_lets_the_kept_one_go_but_not_its_volume(nod
     assert node.engine.api.inspect_volume(volume)["Name"] == volume
 
 
+async def test_what_the_engine_makes_late_after_a_recreation_is_tidied_away_too(
+    node: Node, driver: DockerDriver
+) -> None:
+    await running(driver, node)
+    release = await node.apply()
+    await driver.restart(Steps())
+    await driver.tidy(release.sha256)
+    node.engine.create(f"{node.name}.iggy-agent-new")
+    await driver.tidy(release.sha256)
+    assert node.engine.names(node.name) == {node.name}
+
+
 async def test_going_back_puts_the_original_container_back_with_its_restart_policy(
     node: Node, driver: DockerDriver, steps: Steps
 ) -> None:
