@@ -144,6 +144,6 @@ def _copy(database: Path, to: Path) -> None:
 
 
 FAULTS = (
-    Fault("away.expiry", "agent away past the expiry", expiry, 0.3, takes=12.0),
-    Fault("away.withdrawn", "agent away, then not wanted any more", withdrawn, 0.3),
+    Fault("away.expiry", "agent away past the expiry", expiry, 0.4, takes=12.0),
+    Fault("away.withdrawn", "agent away, then not wanted any more", withdrawn, 0.4),
 )

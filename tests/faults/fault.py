@@ -30,13 +30,13 @@ class Budget:
     def parts(self, count: int) -> Iterator["Budget"]:
         """Give each of so many parts, when its turn comes, an equal share of the rounds, and of the time that is left.
 
-        The first one has a round in any case; what goes by outside of the rounds counts too.
+        Each has a round in any case; what goes by outside of the rounds counts too.
         """
         ends = time.monotonic() + self.seconds
         most = None if self.most is None else max(1, round(self.most / count))
         for left in range(count, 0, -1):
             seconds = max(0.0, ends - time.monotonic()) / left
-            yield Budget(seconds, most=most, least=int(left == count), impatient=self.impatient)
+            yield Budget(seconds, most=most, impatient=self.impatient)
 
     @property
     def over(self) -> bool:

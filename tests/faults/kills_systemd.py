@@ -41,8 +41,8 @@ async def briefly(stage: Stage, kind: Kind, ground: Ground, budget: Budget) -> N
 
 
 ROWS = (
-    *rows(DriverKind.SYSTEMD, units, points=160.0, takes=15.0),
-    Fault(f"kill.bus.{DriverKind.SYSTEMD}", "agent and bus or systemd ended", middlemen.row(units), takes=30.0),
+    *rows(DriverKind.SYSTEMD, units, points=120.0, takes=20.0),
+    Fault(f"kill.bus.{DriverKind.SYSTEMD}", "agent and bus or systemd ended", middlemen.row(units), 0.5, takes=50.0),
 )
 BRIEF = Fault("brief.systemd", "kill -9 around a call, systemd", row(briefly, few_units, (Restart, Reconfigure)))
 DIRECT = (*ROWS, BRIEF)

@@ -276,6 +276,6 @@ def _judge_order(tally: Tally, rows: list[dict[str, str]]) -> None:
 
 FAULTS = (
     Fault("load.burst", "1,000 activities at once", burst, share=0.5, takes=25.0),
-    Fault("load.polls", "10,000 polls, answered at once", polls, share=0.3, takes=130.0),
+    Fault("load.polls", "10,000 polls, answered at once", polls, share=0.4, takes=130.0),
     Fault("load.soak", "actions without an end", soak, share=1.5, takes=20.0),
 )

@@ -1,11 +1,13 @@
 import asyncio
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.scenarios import Stop
 from tests.faults import __main__ as program
-from tests.faults import campaign
+from tests.faults import campaign, kills
 from tests.faults.catalogue import FAULTS
 from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.tally import LostError, RepeatedError, Tally, last_line, table
@@ -35,9 +37,9 @@ def test_a_budget_ends_by_rounds_and_not_before_the_least() -> None:
     assert [over.more() for _ in range(3)] == [True, True, False]
 
 
-def test_the_first_part_of_a_budget_has_a_round_and_what_one_leaves_over_the_others_share() -> None:
+def test_each_part_of_a_budget_has_a_round_and_what_one_leaves_over_the_others_share() -> None:
     first, second = Budget(0).parts(2)
-    assert [first.more(), first.more(), second.more()] == [True, False, False]
+    assert [first.more(), first.more(), second.more(), second.more()] == [True, False, True, False]
     assert [part.most for part in Budget(60, most=6, impatient=True).parts(3)] == [2, 2, 2]
     assert [round(part.seconds) for part in Budget(60).parts(3)] == [20, 30, 60]  # nothing has gone by
 
@@ -146,3 +148,12 @@ def test_the_list_says_how_long_each_row_goes_on(
         ["a.b", "90", "s", "a", "row"],
         ["a.c", "90", "s", "another"],
     ]
+
+
+def test_kinds_are_drawn_for_the_time_there_is_and_never_stops_alone() -> None:
+    for seed in range(30):
+        (only,) = kills.draw_kinds(kills.PLAIN, Budget(5), random.Random(seed))
+        assert only is not Stop
+        drawn = kills.draw_kinds(kills.PLAIN, Budget(3 * kills.ENOUGH), random.Random(seed))
+        assert len(set(drawn)) == 3
+    assert set(kills.draw_kinds(kills.PLAIN, Budget(5, most=1), random.Random(1))) == set(kills.PLAIN)
