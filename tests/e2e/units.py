@@ -86,14 +86,15 @@ class Units:
         return {"driver": str(self.driver), "unit": settled.unit}
 
     def leave(self, state_dir: Path, starts_file: Path) -> None:
-        """Kill what runs, and have systemd forget the unit."""
+        """Kill what runs, and let systemd forget the unit when it likes: no other one will have its name."""
         settled = self._settled.pop(state_dir, None)
         if settled is None:
             return
         _end(settled.unit)
         for name in (settled.unit, settled.target):
             (FOLDER / name).unlink()
-        _forget(settled)
+        _systemctl("stop", settled.target)
+        _systemctl("reset-failed", settled.unit, check=False)  # it may be unloaded already
 
     def black_out(self, state_dir: Path, starts_file: Path, *, boots: bool) -> None:
         """Kill what runs, and what a job of the dead agent's still brings up.
