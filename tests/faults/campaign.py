@@ -3,6 +3,7 @@
 import random
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,7 +49,10 @@ async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said
     tallies = []
     for number, fault in enumerate(faults):
         began = time.monotonic()
-        tally = await run(fault, seed, Budget(plan(faults[number:], ends - began)[0]))
+        try:
+            tally = await run(fault, seed, Budget(plan(faults[number:], ends - began)[0]))
+        except Exception:  # noqa: BLE001 - the other rows are played all the same; one without a count is no success
+            tally = Tally(fault.name, stories=[f"{fault.key}: the campaign itself failed\n{traceback.format_exc()}"])
         tallies.append(tally)
         said(_progress(fault, tally, time.monotonic() - began))
     return tallies

@@ -74,8 +74,8 @@ class Ground:
 
 
 Run = Callable[[Ground, Budget, Tally], Awaitable[None]]
-"""Does one class of faults until the budget is over, and counts in the row. Whatever it raises ends the campaign: a
-failure of the agent is counted (`Tally.fail`), what is raised is one of the campaign itself."""
+"""Does one class of faults until the budget is over, and counts in the row. A
+failure of the agent is counted (`Tally.fail`); what is raised is one of the campaign itself, which then fails."""
 
 
 @dataclass(frozen=True, slots=True)

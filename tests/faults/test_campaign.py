@@ -150,6 +150,21 @@ def test_the_list_says_how_long_each_row_goes_on(
     ]
 
 
+async def test_a_row_that_breaks_fails_the_campaign_and_the_others_are_played() -> None:
+    async def broken(_ground: Ground, _budget: Budget, tally: Tally) -> None:
+        tally.injected += 1
+        msg = "no such program"
+        raise FileNotFoundError(msg)
+
+    rows = [Fault("a", "a", broken), Fault("b", "b", _one_of_each)]
+    said: list[str] = []
+    tallies = await campaign.run_all(rows, 0.0, 1, said.append)
+    assert "no such program" in said[0]
+    assert campaign.idle(rows, tallies) == ["a"]
+    assert not tallies[0].good
+    assert tallies[1].injected == 1
+
+
 def test_kinds_are_drawn_for_the_time_there_is_and_never_stops_alone() -> None:
     for seed in range(30):
         (only,) = kills.draw_kinds(kills.PLAIN, Budget(5), random.Random(seed))
