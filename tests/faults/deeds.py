@@ -225,15 +225,19 @@ class Actor:
         if (await self.rig.api.get(activity.id)).raw != activity.raw:
             msg = "the report changed after it was recorded"
             raise FalseReportError(msg)
-        _check_times(activity)
+        check_times(activity)
         if completed:
             _check_completed(deed, activity, new, alive, terms)
         else:
-            _check_rejected(activity, alive, terms)
+            check_rejected(activity, alive, terms)
 
 
-def _check_times(activity: Activity) -> None:
-    """Check that what is told of one activity is in order, and not in the future."""
+def check_times(activity: Activity) -> None:
+    """Check that what is told of one activity is in order, and not in the future.
+
+    Raises:
+        FalseReportError: It is not.
+    """
     times = {name: activity.raw.get(name) for name in ("created_at", "started_at", "finished_at")}
     told = [datetime.fromisoformat(moment) for moment in times.values() if moment]
     told.append(datetime.now(told[0].tzinfo))
@@ -273,7 +277,12 @@ def _check_completed(
         raise FalseReportError(msg)
 
 
-def _check_rejected(activity: Activity, alive: Sequence[Birth], terms: Terms) -> None:
+def check_rejected(activity: Activity, alive: Sequence[Birth], terms: Terms) -> None:
+    """Check that a rejection is one that may come, in the agent's words, and true of what lives.
+
+    Raises:
+        FalseReportError: It is not.
+    """
     message = activity.message or ""
     if activity.code not in terms.allowed or not message.startswith("cannot "):
         msg = f"rejected: {activity.code}: {message}"

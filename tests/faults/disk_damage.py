@@ -5,7 +5,9 @@ short, emptied, deleted, flipped in some bits, or put back from an old copy. The
 knows, and what it reports is true. What it cannot know is `outcome_unknown`. After a damage that nobody can see (a log
 that was cut opens cleanly, with an older state) something may be done again, or a runtime be left stopped by a
 reconfigure that does not know any more that it stopped it. How often that happened is noted; it is not promised
-otherwise. `disk_judge.py` is the judge.
+otherwise. Flipped bits in the journal may be unseen too, so that repeats after them are noted; after any other damage
+of that file, and after a kill without a damage, a repeat is a failure. Once the agent has compared its journal with the
+Supervisor's answer, the next activity is carried out as ever. `disk_judge.py` is the judge.
 
 **Owner and modes**: files and folders of the state belong to somebody else, or may not be read, written or entered. The
 agent says which one it is and what to do, does nothing meanwhile, and goes on once that is mended; nothing is lost.
@@ -24,11 +26,11 @@ from pathlib import Path
 from tests.e2e.programs import standin_programs
 from tests.e2e.rig import AGENT, CommandFailedError, Rig
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, SIZE, USUAL, Actor
+from tests.faults.deeds import IGGY, USUAL, Actor
 from tests.faults.disk import MOMENTS, lacks_root
 from tests.faults.disk_judge import OLD_COPY, UNSEEN, DamagedActor
 from tests.faults.fault import Budget, Fault, Ground
-from tests.faults.tally import FalseReportError, RepeatedError, Tally
+from tests.faults.tally import FalseReportError, Tally
 
 DATABASE, LOG = "journal.db", "journal.db-wal"
 FILES = (DATABASE, LOG, "journal.db-shm")
@@ -113,15 +115,13 @@ async def _damage_once(actor: DamagedActor, kind: str, copy: Path, seen: Damaged
     if not _damage(rig.node.state_dir, kind, copy, chance):
         await rig.start_agent()
         await actor.end(deed, "killed")
-        if actor.repeated > repeated:
-            actor.tally.fail(f"{deed.action}, killed", RepeatedError("done again, and nothing was damaged"))
         return
     actor.damage = kind
     actor.tally.injected += 1
     await _start(actor, seen)
     await actor.end(deed, f"after {kind}")
     left = actor.left_stopped - left_stopped
-    await _next_is_carried_out(actor, kind, deed.size if left else None)
+    await actor.require_next(kind, deed.size if left else None)
     seen.rounds[kind] += 1
     seen.repeated[kind] += actor.repeated - repeated
     seen.left_stopped[kind] += left
@@ -163,20 +163,6 @@ async def _start(actor: DamagedActor, seen: Damaged) -> None:
         for name in FILES:
             (state / name).unlink(missing_ok=True)
         await rig.start_agent()
-
-
-async def _next_is_carried_out(actor: DamagedActor, kind: str, size: str | None) -> None:
-    """Require that what is dispatched after all that is done, once; with the config that was left for it, if any."""
-    repeated = actor.repeated
-    deed = await actor.begin("restart")
-    activity = await actor.end(deed, f"the next one after {kind}")
-    if activity is None:
-        return
-    if actor.repeated > repeated:
-        actor.tally.fail(kind, FalseReportError(f"the next one was done more than once: {activity.raw}"))
-    if size is not None and actor.alive()[0].environment.get(SIZE) != size:
-        actor.tally.fail(kind, FalseReportError(f"the next one has another config than {size}: {activity.raw}"))
-    actor.repeated = repeated
 
 
 # --- owner and modes

@@ -2,26 +2,32 @@
 
 Two times are told apart. What the Supervisor had recorded when the agent was dead, before the damage, was said by a
 sound agent: it is judged as everywhere, by what ran at that moment, and it does not change afterwards. What is reported
-later is judged by what runs then.
+later is judged by what runs then. Where nothing was damaged after all, nothing is excused.
 
 A damage that nobody can see takes the journal back in time, so two things are not promised after it, and are counted:
 that nothing is done again, and that a reconfigure starts a runtime which it had stopped itself; see `was_left_stopped`.
+Flipped bits in the journal's own file may go unseen too: SQLite has no checksums there, and its check of the file looks
+at how it is built, not at what was written. After them a repeat is counted as well. Every other damage of that file is
+seen, and a journal that is known to be lost never has anything carried out again: there a repeat is a failure.
 """
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from agent.protocol import ActivityStatus, ReasonCode, ReconfigureOutcome, RuntimeState
 from tests.e2e.births import Birth
 from tests.e2e.public_api import Activity
 from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, PATIENCE, SIZE, Actor, Deed, Terms, told_run
-from tests.faults.tally import FalseReportError, LostError, Tally
+from tests.faults.deeds import IGGY, PATIENCE, SIZE, Actor, Deed, Terms, check_rejected, check_times, told_run
+from tests.faults.tally import FalseReportError, LostError, RepeatedError, Tally
 
 OLD_COPY = "an old copy"
 UNSEEN = {"a cut log", "an emptied log", "a deleted log", "flipped bits in the log", OLD_COPY}
 """Damages after which a journal may open cleanly, with an older state."""
+MAY_REPEAT = {*UNSEEN, "flipped bits in the journal"}
+"""Damages that the agent may not notice, so that something may be done again."""
 UNKNOWN = {ReasonCode.OUTCOME_UNKNOWN, ReasonCode.START_FAILED}
 """What is said of an activity that the journal does not know enough of."""
 WRITES = 2
@@ -61,8 +67,53 @@ class DamagedActor(Actor):
             error.add_note(f"{activity.raw}\n{self.rig.logs()}")
             self.tally.fail(f"{deed.action}, reported before the damage", error)
 
+    async def require_next(self, kind: str, size: str | None) -> None:
+        """Require that what is dispatched after all that is completed, done once, and judged as everywhere.
+
+        Args:
+            kind: The damage.
+            size: The config that was left for it; None when none was.
+        """
+        self.damage, story = "", f"the next one after {kind}"
+        try:
+            await self._until_certain()
+        except (AssertionError, TimeoutError) as error:
+            await self._failed(story, error)
+            return
+        activity = await self.end(await self.begin("restart"), story)
+        sizes = [run.environment.get(SIZE) for run in self.alive()]
+        if activity is not None and size is not None and sizes != [size]:
+            self.tally.fail(story, FalseReportError(f"it runs with {sizes} instead of {size}: {activity.raw}"))
+
+    async def _until_certain(self) -> None:
+        """Wait until the agent has no more reason to say of a new activity that its journal may not know of it.
+
+        Its calls that list activities come one after the other: once one has succeeded and another begun, the first
+        answer was compared with the journal. If that turned out to be lost, it says so until a sweep is complete, and
+        what it may have done is `waiting` until it is judged.
+        """
+
+        async def compared() -> bool:
+            listing = ((await self._status())["link"] or {}).get("activities")
+            return listing is not None and listing["calls"] - listing["failures"] > 1
+
+        async def over() -> bool:  # by a later answer than that, which is not made all at once
+            status = await self._status()
+            lost = any(found["code"] == "journal_lost" for found in status["conditions"])
+            return not lost and status["journal"] == {"waiting": 0, "unreported": 0}
+
+        await until(compared, "the journal was compared with the Supervisor's answer", within=PATIENCE, every=0.03)
+        await until(over, "the journal is not lost, and nothing is left of before", within=PATIENCE, every=0.03)
+
+    async def _status(self) -> dict[str, Any]:
+        self._require_agent()
+        return await self.rig.ask("/v1/status") or {"link": None, "conditions": [], "journal": None}
+
     async def _rests(self, deed: Deed) -> None:
-        """Wait as with a sound journal; but this one may not know any more what was reported before."""
+        """Wait as with a sound journal; but a damaged one may not know any more what was reported before."""
+        if not self.damage:
+            await super()._rests(deed)
+            return
 
         async def look() -> bool:
             self._require_agent()
@@ -74,34 +125,54 @@ class DamagedActor(Actor):
         await until(look, "the agent is well, and has nothing to report", within=PATIENCE, every=0.05)
 
     async def _judge(self, deed: Deed, activity: Activity, terms: Terms) -> None:
+        early = self._early if self._early is not None and self._early.id == activity.id else None
+        if early is None and not self.damage:
+            await super()._judge(deed, activity, terms)
+            return
         births, alive = self.rig.births(IGGY), self.alive()
         if (await self.rig.api.get(activity.id)).raw != activity.raw:
             msg = "the report changed after it was recorded"
             raise FalseReportError(msg)
-        if self._early is not None and self._early.id == activity.id:
-            self.repeated += len(births) - self._born
-            if activity.raw != self._early.raw:
-                msg = f"the report changed after the damage; it was {self._early.raw}"
+        if early is not None:
+            if activity.raw != early.raw:
+                msg = f"the report changed after the damage; it was {early.raw}"
                 raise FalseReportError(msg)
+            self._count_repeats(len(births) - self._born)
             _refuse(activity, _wrong_now(deed, alive))
             return
-        new = births[len(deed.before) :]
-        self.repeated += max(0, len(new) - deed.starts)
+        self._judge_late(deed, activity, terms, births[len(deed.before) :])
+
+    def _judge_late(self, deed: Deed, activity: Activity, terms: Terms, new: Sequence[Birth]) -> None:
+        """Judge what was reported after the damage. After a repeat too, it is the last run that it has to name."""
+        alive = self.alive()
         self.tally.effects_seen += min(len(new), deed.starts)
         self.tally.effects_expected += min(len(new), deed.starts)
+        self._count_repeats(len(new) - deed.starts)
+        check_times(activity)
         if was_left_stopped(self.damage, deed, activity, new, alive):
             self.left_stopped += 1
-            return
-        if activity.status is ActivityStatus.COMPLETED and len(new) < deed.starts:
-            msg = f"completed, and it was started {len(new)} times"
-            raise LostError(msg)
-        _refuse(activity, _wrong_words(deed, activity, alive))
+        elif activity.status is ActivityStatus.COMPLETED:
+            if len(new) < deed.starts:
+                msg = f"completed, and it was started {len(new)} times"
+                raise LostError(msg)
+            _refuse(activity, _wrong_now(deed, alive) | _wrong_words(deed, activity, new, alive))
+        else:
+            _refuse(activity, {} if len(alive) <= 1 else {"it runs more than once": alive})
+            check_rejected(activity, alive, Terms({*UNKNOWN, *terms.allowed}))
+
+    def _count_repeats(self, count: int) -> None:
+        if count > 0 and self.damage not in MAY_REPEAT:
+            self.tally.effects_seen += count
+            msg = f"it was started again {count} times, after {self.damage or 'no damage'}"
+            raise RepeatedError(msg)
+        self.repeated += max(0, count)
 
 
 def was_left_stopped(damage: str, deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth]) -> bool:
     """Say whether a reconfigure, as its true report tells, found stopped what it had itself stopped before the damage.
 
-    Its journal went back to a time before that stop, unseen. A reconfigure of a stopped runtime does not start it.
+    Its journal went back to a time before that stop, unseen. A reconfigure of a stopped runtime does not start it. One
+    that tells of a call which acts on the runtime has a journal that knows of it, and is not excused.
 
     Args:
         damage: What was done to the journal.
@@ -117,7 +188,7 @@ def was_left_stopped(damage: str, deed: Deed, activity: Activity, new: Sequence[
         and (activity.status is ActivityStatus.COMPLETED and told.get("outcome") == ReconfigureOutcome.APPLIED)
         and all(fact.get("state") == RuntimeState.STOPPED for fact in (before, after, running))
         and told_run(before) in ran
-        and not {"start", "restart"} & set(told.get("calls", ()))
+        and set(told.get("calls", ())) <= {"switch"}
     )
 
 
@@ -133,18 +204,20 @@ def _wrong_now(deed: Deed, alive: Sequence[Birth]) -> dict[str, object]:
     return wrong
 
 
-def _wrong_words(deed: Deed, activity: Activity, alive: Sequence[Birth]) -> dict[str, object]:
-    """Find what a report says that is not so now."""
-    after = activity.evidence.get("after") or {}
-    if activity.status is ActivityStatus.COMPLETED:
-        wrong = _wrong_now(deed, alive)
-    else:
-        wrong = {} if len(alive) <= 1 else {"it runs more than once": alive}
-        if activity.code not in UNKNOWN:
-            wrong["its code"] = activity.code
-    there = [(run.pid, run.start_ticks) for run in alive]
-    if after.get("state") == RuntimeState.RUNNING and told_run(after) not in there:
+def _wrong_words(deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth]) -> dict[str, object]:
+    """Find what a completed one says that is not so now; that less was changed than was may be all that it knows."""
+    wrong: dict[str, object] = {}
+    told = activity.evidence
+    after = told.get("after") or {}
+    names_a_run = (deed.runs and alive) or after.get("state") == RuntimeState.RUNNING
+    if names_a_run and told_run(after) not in [(run.pid, run.start_ticks) for run in alive]:
         wrong["its run"] = after
+    if deed.runs and new and list(alive) != [new[-1]]:
+        wrong["the last run"] = new[-1]
+    if activity.changed and not deed.changed and not new:
+        wrong["changed"] = activity.changed
+    if told.get("killed"):
+        wrong["killed"] = told["killed"]
     return wrong
 
 
