@@ -40,6 +40,8 @@ WRITE_AGAIN = 1.0
 """Seconds between two tries to use a journal that cannot be written."""
 LONGEST_STEP = 120.0
 """Seconds; more than what a lane does between two activities can take. Past it the lane is stuck."""
+TIDY_AGAIN = 2.0
+"""Seconds between two tries to tidy up, where a driver could not be asked, while there is nothing else to do."""
 COMPARE_PATIENCE = 2.0
 """Seconds that the recovery of what would begin anew waits for the Supervisor's first answer."""
 SUPERSEDING = frozenset({Verb.STOP, Verb.RESTART, Verb.RECONFIGURE})
@@ -97,6 +99,7 @@ class Lane:
         self._mark = mark
         self._work_ready = journal.work_ready.subscribe()
         self._stopping = False
+        self._untidy = False
         self._checked: dict[int, bool] = {}
 
     def stop(self) -> None:
@@ -112,10 +115,22 @@ class Lane:
             self._mark.within(LONGEST_STEP)
             row = await self._next()
             if row is None:
-                self._mark.rest()
-                await self._work_ready.wait()
+                await self._wait_for_work()
             else:
                 await self._survive(row, self._take_up(row))
+
+    async def _wait_for_work(self) -> None:
+        """Wait until there may be something to do; meanwhile try again to tidy up, if that failed."""
+        self._mark.rest()
+        if not (self._untidy and self._permitted()):
+            await self._work_ready.wait()
+            return
+        try:
+            async with asyncio.timeout(TIDY_AGAIN):
+                await self._work_ready.wait()
+        except TimeoutError:
+            self._mark.within(LONGEST_STEP)
+            await self._tidy()
 
     async def _survive(self, row: Row, deed: Awaitable[None]) -> None:
         """Await a deed; whatever fault of the agent it runs into is reported, and never ends the lane."""
@@ -273,7 +288,11 @@ class Lane:
         try:
             await self.runtime.tidy(await self._journal.committed(self.runtime.name))
         except (JournalError, Rejection) as error:
-            log.warning("runtime.not_tidied", runtime=self.runtime.name, cause=error.message)
+            say = log.debug if self._untidy else log.warning  # once
+            say("runtime.not_tidied", runtime=self.runtime.name, cause=error.message)
+            self._untidy = True
+        else:
+            self._untidy = False
 
     async def _forget_old_releases(self) -> None:
         """Remove the releases that nothing can go back to any more."""

@@ -8,7 +8,7 @@ import pytest
 
 from agent.activities import lanes as lanes_module
 from agent.activities import reconfigure
-from agent.errors import JournalError
+from agent.errors import JournalError, Rejection
 from agent.journal import RowState
 from agent.protocol import ReasonCode, ReportStatus, Verb
 from tests.activities.conftest import Bench, make_config, until
@@ -271,3 +271,32 @@ async def test_a_fault_in_the_middle_of_an_answer_is_reported_and_ends_no_lane(
     assert row.reason is not None
     assert row.reason.code == ReasonCode.INTERNAL
     assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED
+
+
+async def test_what_could_not_be_tidied_up_is_tried_again_while_the_agent_may_act(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    calls = 0
+
+    async def tidy(_committed: str | None) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 4:
+            raise Rejection(ReasonCode.DRIVER_UNAVAILABLE, "cannot tidy up: nobody is there")
+
+    async def called(times: int) -> bool:
+        return calls >= times
+
+    monkeypatch.setattr(bench.driver, "tidy", tidy)
+    bench.permitted = False
+    await bench.run()
+    await until(lambda: called(1), what="it was tried once")
+    await asyncio.sleep(0.1)
+    assert calls == 1
+    bench.permitted = True
+    bench.journal.work_ready.set()
+    await until(lambda: called(4), what="it was tried until it succeeded")
+    await asyncio.sleep(0.1)
+    assert calls == 4
+    assert (await bench.finished(await bench.dispatch("start"))).status == "completed"
