@@ -32,7 +32,7 @@ async def read_body(request: web.Request, *, limit: int = MAX_BODY_BYTES) -> byt
     """Read a body whole.
 
     Raises:
-        ProblemError: It is longer than `limit` bytes (413), too slow (408), or its encoding is broken (400).
+        ProblemError: It is longer than `limit` bytes (413), too slow (408), or broken or cut off (400).
     """
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
@@ -49,6 +49,8 @@ async def read_body(request: web.Request, *, limit: int = MAX_BODY_BYTES) -> byt
         ) from error
     except (web.RequestPayloadError, HttpProcessingError, zlib.error) as error:
         raise ProblemError(Code.BAD_REQUEST, "cannot read the body: its encoding is broken") from error
+    except ConnectionError as error:  # nobody reads this answer
+        raise ProblemError(Code.BAD_REQUEST, "cannot read the body: the client is gone") from error
     return bytes(body)
 
 

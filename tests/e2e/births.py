@@ -51,9 +51,9 @@ class Birth:
 
 
 def read_births(file: Path, runtime: RuntimeName | None = None) -> list[Birth]:
-    """Read the runs so far, in order; of one runtime, or of all."""
+    """Read the runs so far, in order; of one runtime, or of all. What is being written just now is not there yet."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     except FileNotFoundError:
         return []
     return [

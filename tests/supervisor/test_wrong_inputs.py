@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import socket
+import struct
 import zlib
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.protocol import MAX_BODY_BYTES
 from tests.supervisor.rig import Rig, command
@@ -207,3 +210,22 @@ async def test_an_unknown_kind_of_config_is_a_404(rig: Rig) -> None:
     (await rig.call("POST", "configs/warden", body=json.dumps({"name": "a", "values": {}}))).problem(
         404, "unknown_kind"
     )
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_is_gone_in_the_middle_of_a_body_is_no_fault_of_the_supervisor(
+    rig: Rig, *, reset: bool
+) -> None:
+    agent = await rig.agent()
+    head = f"POST /agent/v1/heartbeats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {agent.token}\r\n"
+    rest = "Agent-Instance: a\r\nJournal-Revision: 0\r\nContent-Length: 500\r\n\r\n{"
+    with capture_logs() as logs:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+        writer.write((head + rest).encode())
+        await agent.poll()  # by now the other one's body is waited for
+        if reset:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        await agent.poll()
+        await agent.poll()
+    assert [line for line in logs if line["event"] == "request.failed"] == []
