@@ -218,14 +218,15 @@ async def test_a_client_that_is_gone_in_the_middle_of_a_body_is_no_fault_of_the_
 ) -> None:
     agent = await rig.agent()
     head = f"POST /agent/v1/heartbeats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {agent.token}\r\n"
-    rest = "Agent-Instance: a\r\nJournal-Revision: 0\r\nContent-Length: 500\r\n\r\n{"
+    rest = "Agent-Instance: a\r\nJournal-Revision: 0\r\nContent-Length: 500\r\nExpect: 100-continue\r\n\r\n"
     with capture_logs() as logs:
-        _, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
         writer.write((head + rest).encode())
-        await agent.poll()  # by now the other one's body is waited for
+        assert b"100" in await reader.readline()  # now the body is waited for
+        writer.write(b"{")
+        await agent.rig.dispatch()
         if reset:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-        await agent.poll()
-        await agent.poll()
+        await agent.rig.dispatch()
     assert [line for line in logs if line["event"] == "request.failed"] == []
