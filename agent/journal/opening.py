@@ -17,7 +17,7 @@ from agent.files import fsync_folder
 from agent.journal.database import build, connect, look
 from agent.journal.rows import read_rows, stamp
 from agent.journal.salvage import salvage
-from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, columns, expected_columns, migrate
+from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, expected_statements, migrate, statements
 from agent.protocol import Verb
 
 log = structlog.get_logger(__name__)
@@ -112,8 +112,8 @@ def _inspect(connection: sqlite3.Connection, path: Path, journal_id: str | None)
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         return str(verdict)
-    if not columns(connection) >= expected_columns(version):
-        return "it has lost its tables"
+    if not statements(connection) >= expected_statements(version):
+        return "its tables are not those that were made"
     found = connection.execute("SELECT * FROM journal").fetchone()
     if found is None or (journal_id is not None and found["journal_id"] != journal_id):
         return "it is not the one that identity.json names"

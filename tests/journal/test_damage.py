@@ -281,6 +281,23 @@ async def test_enrolling_over_a_damaged_journal_saves_its_reports_and_counts_as_
     assert await full.states() == {2: "finished"}
 
 
+@pytest.mark.parametrize(
+    ("written", "flipped"),
+    [(b"'finished', 'reported'", b"'binished', 'reported'"), (b"DEFAULT '{}'", b"DEFAULT '{u'")],
+)
+async def test_a_flipped_bit_in_what_the_tables_are_made_by_is_a_damage(
+    full: Node, written: bytes, flipped: bytes
+) -> None:
+    """SQLite goes by that text: it would refuse each write of a result from then on."""
+    content = full.path.read_bytes()
+    assert content.count(written) == 1
+    full.path.write_bytes(content.replace(written, flipped))
+    await full.open()
+    assert full.journal.lost
+    assert len(full.set_aside()) == 1
+    assert await full.states() == {2: "finished"}
+
+
 async def test_any_flipped_bit_is_survived(full: Node) -> None:
     """SQLite has no checksums, so a bit in a text may pass; but nothing is deleted, and what opens can be read."""
     sound = full.path.read_bytes()
