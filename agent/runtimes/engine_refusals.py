@@ -81,9 +81,7 @@ def _refused(error: RefusedError, doing: str, container: str, call: Call | None)
     if error.status == 404 and text.strip() == "Not Found":  # an Engine's own 404 names what is not there
         hint = "look at what answers there in the Engine's place"
         if call is Call.RECREATE:
-            hint = (
-                "Podman 4.3 cannot change a restart policy: make the container with `no`, which the agent then leaves"
-            )
+            hint = "Podman 4.3 cannot change a restart policy: make the container with the policy `no`"
         message = f"cannot {doing}: this Engine does not know that call"
         return Rejection(ReasonCode.START_FAILED, message, hint=hint, evidence=evidence)
     cause, hint = _why_not_started(error, text, container)
