@@ -34,6 +34,7 @@ test-real: $(STAMP) ## Run against real binaries: IGGY_SERVER=PATH IGGY_CONNECTO
 	$(BIN)/python -m pytest -m real --run-real $(PYTEST_ARGS)
 
 faults: $(STAMP) ## Run the fault campaign (FAULTS_MINUTES=40 FAULTS_ONLY="kill network.drop" FAULTS_SEED=N)
+	@ls build/wheelhouse/*.whl >/dev/null 2>&1 || $(MAKE) --no-print-directory wheelhouse
 	@$(BIN)/python -m tests.faults --minutes $(or $(FAULTS_MINUTES),40) $(foreach key,$(FAULTS_ONLY),--only $(key)) $(if $(FAULTS_SEED),--seed $(FAULTS_SEED))
 
 mutations: $(STAMP) ## Switch each protection off in turn, and see that the campaign notices (MUTATIONS="lock pid")

@@ -4,6 +4,7 @@ the same, and what was not begun is not begun any more.
 
 import asyncio
 import itertools
+import signal
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.protocol import ReasonCode
+from tests.e2e.births import Birth
 from tests.e2e.crash_node import CrashNode
 from tests.e2e.nursery import Nursery
 from tests.e2e.programs import standin_programs
@@ -35,26 +37,40 @@ class Absence:
         self.node = node
         self._tally = tally
         self._cases = itertools.count(1)
+        self._births: list[Birth] = []
+        self._alive: list[Birth] = []
 
-    async def begin(self, action: str, point: str) -> tuple[Activity, int]:
-        """Dispatch, and wait until the agent has died at that point; returns also how many runs there were."""
+    async def begin(self, action: str, point: str) -> Activity:
+        """Dispatch, and wait until the agent has died at that point."""
         node = self.node
         await (node.bring_down() if action == "start" else node.bring_up())
         node.arm(f"away-{next(self._cases)}", [point])
         node.hold()
-        before = len(node.births())
+        self._births, self._alive = node.births(), node.alive()
         self._tally.cases += 1
         self._tally.reports_expected += 1
         activity = await node.dispatch(action)
-        await node.until_ended()
+        ended, died_at = await node.until_ended(), node.crashed()
         node.disarm()
-        self._tally.injected += 1
-        return activity, before
+        if ended == -signal.SIGKILL and died_at == [point]:
+            self._tally.injected += 1
+        else:
+            self._tally.fail(action, FalseReportError(f"it ended with {ended} at {died_at}, and not at {point}"))
+        return activity
 
-    def judge(self, story: str, before: int, starts: int, code: str | None, wanted: ReasonCode | None) -> None:
-        """Judge what came of it."""
+    def judge(self, story: str, action: str, code: str | None, wanted: ReasonCode | None) -> None:
+        """Judge what came of it: all of the action, or nothing at all.
+
+        Args:
+            story: For people.
+            action: What was dispatched.
+            code: Why it was rejected; None: it was completed.
+            wanted: What that has to be. With a code the runtime has to be as it was.
+        """
         tally = self._tally
-        started = len(self.node.births()) - before
+        new, alive = self.node.births()[len(self._births) :], self.node.alive()
+        started, starts = len(new), int(wanted is None and action != "stop")
+        lives = self._alive if wanted is not None else new
         tally.reports_seen += 1
         tally.effects_expected += starts
         tally.effects_seen += started
@@ -65,6 +81,8 @@ class Absence:
             error = LostError(f"it was started {started} times, and not {starts}")
         elif code != wanted:
             error = FalseReportError(f"it is {code or 'completed'}, and not {wanted or 'completed'}")
+        elif alive != lives:
+            error = FalseReportError(f"it is {code or 'completed'}, and what lives is {alive}, and not {lives}")
         if error is not None:
             tally.fail(story, error)
 
@@ -73,14 +91,13 @@ async def _expire(absence: Absence, ground: Ground) -> None:
     """Stay away past the expiry: what has made a call is finished, what was only begun is rejected as expired."""
     action = ground.chance.choice(("start", "restart", "stop"))
     point = ground.chance.choice((STARTED, CALLED, CALLED))
-    activity, before = await absence.begin(action, point)
+    activity = await absence.begin(action, point)
     await asyncio.sleep(TTL + 0.5)
     await absence.node.release()
     finished = await absence.node.finished(activity)
     await absence.node.rest()
     wanted = ReasonCode.EXPIRED if point == STARTED else None
-    starts = int(wanted is None and action != "stop")
-    absence.judge(f"{action}, away past its expiry, killed {point}", before, starts, finished.code, wanted)
+    absence.judge(f"{action}, away past its expiry, killed {point}", action, finished.code, wanted)
 
 
 async def expiry(ground: Ground, budget: Budget, tally: Tally) -> None:
@@ -111,7 +128,7 @@ async def _withdraw(rig: Rig, absence: Absence, action: str) -> None:
     """Put back the Supervisor from a backup that does not know the activity, which the agent has received."""
     backup = rig.folder / "backup.db"
     _copy(rig.supervisor_database, backup)
-    activity, before = await absence.begin(action, TAKEN)
+    activity = await absence.begin(action, TAKEN)
     await asyncio.to_thread(rig.supervisor.end, 8.0)
     for file in rig.supervisor_database.parent.glob(f"{rig.supervisor_database.name}-*"):
         file.unlink()
@@ -124,7 +141,7 @@ async def _withdraw(rig: Rig, absence: Absence, action: str) -> None:
         return row if row is not None and row["state"] == "reported" else None
 
     row = await until(ended, f"activity {activity.id} is over", every=0.03)
-    absence.judge(f"{action}, not listed any more", before, 0, row["code"], ReasonCode.WITHDRAWN)
+    absence.judge(f"{action}, not listed any more", action, row["code"], ReasonCode.WITHDRAWN)
 
 
 async def withdrawn(ground: Ground, budget: Budget, tally: Tally) -> None:
@@ -134,7 +151,10 @@ async def withdrawn(ground: Ground, budget: Budget, tally: Tally) -> None:
         nursery = await stack.enter_async_context(Nursery(rig.folder))
         absence = Absence(await stack.enter_async_context(CrashNode(rig, nursery, "away", USUAL)), tally)
         await _while(
-            budget, absence, tally, lambda absence: _withdraw(rig, absence, ground.chance.choice(("start", "restart")))
+            budget,
+            absence,
+            tally,
+            lambda absence: _withdraw(rig, absence, ground.chance.choice(("start", "restart", "stop"))),
         )
 
 

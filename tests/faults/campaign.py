@@ -5,7 +5,7 @@ import tempfile
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tests.faults.fault import Budget, Fault, Ground
@@ -15,13 +15,32 @@ Said = Callable[[str], None]
 
 
 async def run(fault: Fault, seed: int, budget: Budget) -> Tally:
-    """Do one class of faults on a ground of its own, which is removed afterwards."""
+    """Do one class of faults on a ground of its own, which is removed afterwards.
+
+    A row that breaks keeps what it has counted, and what broke it is counted too: it may be the agent that ended.
+    """
     tally = Tally(fault.name)
     # Not below a test's own folder: the path of a unix socket may have 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="iggy-faults-", ignore_cleanup_errors=True) as folder:
         # A row's choices are its own: they stay the same when other rows come or go.
-        await fault.run(Ground(Path(folder), seed ^ zlib.crc32(fault.key.encode())), budget, tally)
+        ground = Ground(Path(folder), seed ^ zlib.crc32(fault.key.encode()))
+        try:
+            await fault.run(ground, budget, tally)
+        except Exception as error:  # noqa: BLE001 - the other rows are played all the same; this one is no success
+            for cause in _causes(error):
+                tally.broken += 1
+                cause.add_note("".join(traceback.format_exception(cause)))
+                tally.fail("the row broke", cause)
     return tally
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    """Take apart what several tasks raised."""
+    if isinstance(error, ExceptionGroup):
+        for part in error.exceptions:
+            yield from _causes(part)
+    else:
+        yield error
 
 
 def plan(faults: Sequence[Fault], seconds: float) -> list[float]:
@@ -49,10 +68,7 @@ async def run_all(faults: Sequence[Fault], seconds: float, seed: int, said: Said
     tallies = []
     for number, fault in enumerate(faults):
         began = time.monotonic()
-        try:
-            tally = await run(fault, seed, Budget(plan(faults[number:], ends - began)[0]))
-        except Exception:  # noqa: BLE001 - the other rows are played all the same; one without a count is no success
-            tally = Tally(fault.name, stories=[f"{fault.key}: the campaign itself failed\n{traceback.format_exc()}"])
+        tally = await run(fault, seed, Budget(plan(faults[number:], ends - began)[0]))
         tallies.append(tally)
         said(_progress(fault, tally, time.monotonic() - began))
     return tallies

@@ -16,6 +16,7 @@ from tests.faults import (
     state_machine,
     two_agents,
     unruly,
+    watchdog,
 )
 from tests.faults.fault import Fault
 
@@ -28,6 +29,7 @@ FAULTS: tuple[Fault, ...] = (
     *disk.FAULTS,
     *disk_damage.FAULTS,
     *pauses.FAULTS,
+    *watchdog.FAULTS,
     *clock.FAULTS,
     *process_limits.FAULTS,
     *unruly.FAULTS,

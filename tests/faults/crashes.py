@@ -141,7 +141,7 @@ class Stage:
         """Prepare a case, have it played, and judge what it put into the list."""
         story = f"{scenario.name}, {story}"
         activities: list[Activity] = []
-        await scenario.prepare()
+        await self.prepare(scenario, story)
         scenario.begin()
         scenario.node.arm(str(next(self._cases)), list(crashes))
         self.tally.cases += 1
@@ -160,6 +160,18 @@ class Stage:
             for activity in activities:
                 error.add_note(str(activity.raw))
             self.tally.fail(story, error)
+
+    async def prepare(self, scenario: Scenario, story: str) -> None:
+        """Bring the node to where the action begins; that an agent comes to no end with that is counted too.
+
+        Raises:
+            TimeoutError: As above.
+        """
+        try:
+            await scenario.prepare()
+        except TimeoutError as error:
+            self.tally.fail(f"{story}, when it was prepared on {scenario.node.folder.name}", error)
+            raise
 
     async def trace(self, scenario: Scenario, crashes: Crashes) -> list[str]:
         """Play it, and return the points that its last process passed before it had nothing to do any more."""
@@ -180,7 +192,7 @@ def require_reached(tally: Tally, missed: Iterable[Crashes]) -> None:
 
 
 async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: Stage) -> None:
-    """Have the nodes share the cases; one that came to no end takes no more."""
+    """Have the nodes share the cases; one that came to no end takes no more, and what all leave is counted as lost."""
 
     async def work(scenario: Scenario) -> None:
         for crashes in itertools.takewhile(lambda _: not stage.is_over, cases):
@@ -192,6 +204,8 @@ async def share(scenarios: Iterable[Scenario], cases: Iterator[Crashes], stage: 
     async with asyncio.TaskGroup() as group:
         for scenario in scenarios:
             group.create_task(work(scenario))
+    if not stage.is_over and (left := list(cases)):
+        stage.tally.fail("the campaign", LostError(f"no node was left to be killed at {left}"))
 
 
 @asynccontextmanager

@@ -34,6 +34,9 @@ SIZE = "IGGY_HTTP_MAX_REQUEST_SIZE"
 USUAL = Options(
     stable_for=0.05, attempt_timeout=1.0, ready_timeout=5.0, stop_timeout=5.0, heartbeat_interval=1.0, poll_wait=2.0
 )
+WITHOUT_EFFECT = {ReasonCode.EXPIRED, ReasonCode.NO_SPACE, ReasonCode.WITHDRAWN}
+"""Codes with which nothing at all was done."""
+DOWN = {"stopped", "failed"}
 VERBS = ("start", "stop", "restart", "restart", "reconfigure")
 """What is chosen from; a restart has most that can go wrong."""
 PATIENCE = 60.0
@@ -50,6 +53,7 @@ class Deed:
 
     Attributes:
         before: The runs until now.
+        living: Those of them that live.
         starts: How often it starts the runtime.
         runs: Whether the runtime runs afterwards.
         changed: Whether anything has to be done.
@@ -59,6 +63,7 @@ class Deed:
 
     activity: Activity
     before: tuple[Birth, ...]
+    living: tuple[Birth, ...]
     starts: int
     runs: bool
     changed: bool
@@ -113,7 +118,9 @@ class Actor:
     async def begin(self, verb: str | None = None) -> Deed:
         """Dispatch an action, one by chance if none is named; iggy must be at rest."""
         verb = verb or self.chance.choice(VERBS)
-        before, running = tuple(self.rig.births(IGGY)), bool(self.alive())
+        before = tuple(self.rig.births(IGGY))
+        living = tuple(birth for birth in before if birth.alive)
+        running = bool(living)
         size = None
         action = verb
         if verb == "reconfigure":
@@ -124,6 +131,7 @@ class Actor:
         return Deed(
             activity,
             before,
+            living,
             starts={"start": not running, "stop": 0, "restart": 1, "reconfigure": running}[verb],
             runs={"start": True, "stop": False, "restart": True, "reconfigure": running}[verb],
             changed={"start": not running, "stop": running}.get(verb, True),
@@ -230,6 +238,7 @@ class Actor:
             _check_completed(deed, activity, new, alive, terms)
         else:
             check_rejected(activity, alive, terms)
+            _check_undone(deed, activity, new, alive)
 
 
 def check_times(activity: Activity) -> None:
@@ -277,6 +286,16 @@ def _check_completed(
         raise FalseReportError(msg)
 
 
+def _check_undone(deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth]) -> None:
+    """Check that what was not done is as it was: all of it, or the config of a reconfigure."""
+    if activity.code in WITHOUT_EFFECT and (new or tuple(alive) != deed.living):
+        msg = f"rejected as {activity.code}, and what ran is {deed.living}, what was started {new}, what runs {alive}"
+        raise FalseReportError(msg)
+    if activity.code == ReasonCode.ROLLED_BACK and alive[0].environment.get(SIZE) == deed.size:
+        msg = f"rolled back, and what runs has the new config: {deed.size}"
+        raise FalseReportError(msg)
+
+
 def check_rejected(activity: Activity, alive: Sequence[Birth], terms: Terms) -> None:
     """Check that a rejection is one that may come, in the agent's words, and true of what lives.
 
@@ -290,7 +309,12 @@ def check_rejected(activity: Activity, alive: Sequence[Birth], terms: Terms) -> 
     if activity.code == ReasonCode.ROLLED_BACK and len(alive) != 1:
         msg = f"rolled back, and what runs is {alive}"
         raise FalseReportError(msg)
-    after: Mapping[str, str] = activity.evidence.get("after") or {}
+    # What was rolled back tells in `after` how the attempt ended.
+    fact = "running" if activity.code == ReasonCode.ROLLED_BACK else "after"
+    after: Mapping[str, str] = activity.evidence.get(fact) or {}
+    if after.get("state") in DOWN and alive:
+        msg = f"rejected, and what it says is down runs: {after}, {alive}"
+        raise FalseReportError(msg)
     there = [(run.pid, run.start_ticks) for run in (*alive, *([] if terms.killed is None else [terms.killed]))]
     if after.get("state") == "running" and told_run(after) not in there:
         msg = f"rejected, and the run that it says is there is not: {after}, {alive}"

@@ -91,18 +91,19 @@ async def _full_once(actor: Actor, disk: SmallDisk, tally: Tally) -> None:
     disk.free()
     activity = await actor.end(deed, f"{story}{', for long' if stays else ''}", allowed=REFUSED)
     if activity is not None:
-        await _check_refusal(actor, deed, story, before=before)
+        await _check_refusal(actor, deed, story, full=before and stays)
     await _next_one_works(actor, story)
 
 
-async def _check_refusal(actor: Actor, deed: Deed, story: str, *, before: bool) -> None:
-    """Require that nothing was begun on a full disk, and that what was not begun has had no effect."""
+async def _check_refusal(actor: Actor, deed: Deed, story: str, *, full: bool) -> None:
+    """Require that nothing was begun on a disk that stayed full, and that what was not begun has had no effect."""
     row = await actor.rig.journaled(deed.activity.id)
     if row is None:
         return
-    if before and row["started_at"] is not None:
+    if full and row["started_at"] is not None:
         actor.tally.fail(story, FalseReportError(f"begun on a full disk: {row}"))
-    if row["started_at"] is None and (row["changed"] or len(actor.rig.births(IGGY)) != len(deed.before)):
+    untouched = (tuple(actor.rig.births(IGGY)), tuple(actor.alive())) == (deed.before, deed.living)
+    if row["started_at"] is None and (row["changed"] or not untouched):
         actor.tally.fail(story, FalseReportError(f"not begun, and it had an effect: {row}"))
 
 

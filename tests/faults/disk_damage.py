@@ -6,11 +6,14 @@ knows, and what it reports is true. What it cannot know is `outcome_unknown`. Af
 that was cut opens cleanly, with an older state) something may be done again, or a runtime be left stopped by a
 reconfigure that does not know any more that it stopped it. How often that happened is noted; it is not promised
 otherwise. Flipped bits in the journal may be unseen too, so that repeats after them are noted; after any other damage
-of that file, and after a kill without a damage, a repeat is a failure. Once the agent has compared its journal with the
-Supervisor's answer, the next activity is carried out as ever. `disk_judge.py` is the judge.
+of that file, after a kill without a damage, and where the journal's revision tells that it is older than what the
+Supervisor has heard of it, a repeat is a failure. Once the agent has compared its journal with the Supervisor's answer,
+the next activity is carried out as ever. `disk_judge.py` is the judge.
 
 **Owner and modes**: files and folders of the state belong to somebody else, or may not be read, written or entered. The
-agent says which one it is and what to do, does nothing meanwhile, and goes on once that is mended; nothing is lost.
+agent says which one it is and what to do, does nothing meanwhile, and goes on once that is mended; nothing is lost. So
+it does when the disk is mounted read-only while it is away; what a disk that turns read-only while it runs does to it,
+`disk.failing` does, for a real mount is refused then.
 """
 
 import asyncio
@@ -26,9 +29,9 @@ from pathlib import Path
 from tests.e2e.programs import standin_programs
 from tests.e2e.rig import AGENT, CommandFailedError, Rig
 from tests.e2e.waiting import until
-from tests.faults.deeds import IGGY, USUAL, Actor
-from tests.faults.disk import MOMENTS, lacks_root
-from tests.faults.disk_judge import OLD_COPY, UNSEEN, DamagedActor
+from tests.faults.deeds import IGGY, USUAL, Actor, Deed
+from tests.faults.disk import MOMENTS, lacks_root, on_a_small_disk
+from tests.faults.disk_judge import OLD_COPY, UNSEEN, DamagedActor, is_known_to_be_older
 from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.tally import FalseReportError, Tally
 
@@ -83,8 +86,8 @@ class Damaged:
     rounds: Counter[str] = field(default_factory=Counter)
     repeated: Counter[str] = field(default_factory=Counter)
     left_stopped: Counter[str] = field(default_factory=Counter)
-    refused: int = 0
-    """How often the agent said that it cannot open the journal, which then was moved away by hand."""
+    known: int = 0
+    """After how many the journal could be known to be older than it was, so that nothing may be repeated."""
 
 
 async def damaged(ground: Ground, budget: Budget, tally: Tally) -> None:
@@ -94,20 +97,18 @@ async def damaged(ground: Ground, budget: Budget, tally: Tally) -> None:
         await rig.start_agent()
         actor = DamagedActor(rig, ground.chance, tally)
         copy = ground.folder / "copy"
-        kinds: list[str] = []
-        while budget.more():
-            kinds = kinds or ground.chance.sample([*DAMAGES, OLD_COPY], len(DAMAGES) + 1)
-            await _damage_once(actor, kinds.pop(), copy, seen)
+        for kind in budget.each([*DAMAGES, OLD_COPY], ground.chance):
+            await _damage_once(actor, kind, copy, seen)
     for kind, rounds in sorted(seen.rounds.items()):
         tally.notes.append(f"repeated after {kind}: {seen.repeated[kind]} of {rounds}")
     for kind in sorted(UNSEEN & seen.rounds.keys()):
         tally.notes.append(f"left stopped after {kind}: {seen.left_stopped[kind]} of {seen.rounds[kind]}")
-    tally.notes.append(f"the agent refused to open the journal {seen.refused} times")
+    tally.notes.append(f"known to be damaged or older: {seen.known} of {seen.rounds.total()}")
 
 
 async def _damage_once(actor: DamagedActor, kind: str, copy: Path, seen: Damaged) -> None:
     rig, chance, repeated, left_stopped = actor.rig, actor.chance, actor.repeated, actor.left_stopped
-    actor.damage = ""
+    actor.damage, actor.known = "", False
     deed = await actor.begin()
     await asyncio.sleep(chance.uniform(0, MOMENTS))
     rig.agent.kill()
@@ -117,10 +118,14 @@ async def _damage_once(actor: DamagedActor, kind: str, copy: Path, seen: Damaged
         await actor.end(deed, "killed")
         return
     actor.damage = kind
+    journal = rig.node.state_dir / DATABASE
+    actor.known = await asyncio.to_thread(is_known_to_be_older, journal, rig.supervisor_database, rig.node_id)
+    seen.known += actor.known
     actor.tally.injected += 1
-    await _start(actor, seen)
+    await _start(actor)
     await actor.end(deed, f"after {kind}")
     left = actor.left_stopped - left_stopped
+    actor.known = False
     await actor.require_next(kind, deed.size if left else None)
     seen.rounds[kind] += 1
     seen.repeated[kind] += actor.repeated - repeated
@@ -150,18 +155,15 @@ def _damage(state: Path, kind: str, copy: Path, chance: random.Random) -> bool:
     return True
 
 
-async def _start(actor: DamagedActor, seen: Damaged) -> None:
-    """Start the agent; where it says that it cannot use the journal, do what it says: move it away."""
+async def _start(actor: DamagedActor) -> None:
+    """Start the agent, which sets a journal aside that it cannot use; one that does not start is told, and helped."""
     rig = actor.rig
     try:
         await rig.start_agent()
     except CommandFailedError as error:
-        state = rig.node.state_dir
-        if rig.agent.exit_code != CANNOT_OPEN or str(state / DATABASE) not in str(error):
-            actor.tally.fail("it does not start", FalseReportError(str(error)))
-        seen.refused += 1
+        actor.tally.fail("it does not start", FalseReportError(str(error)))
         for name in FILES:
-            (state / name).unlink(missing_ok=True)
+            (rig.node.state_dir / name).unlink(missing_ok=True)
         await rig.start_agent()
 
 
@@ -206,10 +208,8 @@ async def owned_by_others(ground: Ground, budget: Budget, tally: Tally) -> None:
         await rig.start_agent()
         actor = Actor(rig, ground.chance, tally)
         await actor.bring_up()
-        wrongs: list[Wrong] = []
-        while budget.more():
-            wrongs = wrongs or ground.chance.sample(WRONGS, len(WRONGS))
-            await _wrong_once(actor, wrongs.pop(), tally)
+        for wrong in budget.each(WRONGS, ground.chance):
+            await _wrong_once(actor, wrong, tally)
 
 
 async def _wrong_once(actor: Actor, wrong: Wrong, tally: Tally) -> None:
@@ -221,21 +221,13 @@ async def _wrong_once(actor: Actor, wrong: Wrong, tally: Tally) -> None:
         await rig.agent.terminate()
     deed = await actor.begin("restart")
     before = path.stat()
-    said = len(rig.agent.log.read_bytes())
     try:
         if wrong.mode is not None:
             path.chmod(wrong.mode)
         if wrong.owner is not None:
             os.chown(path, wrong.owner, -1)
         tally.injected += 1
-        await rig.start_agent(wait=False)
-        await until(lambda: not rig.agent.alive, f"an agent without {wrong} ends", within=15.0)
-        _judge_words(rig, wrong, rig.agent.log.read_bytes()[said:].decode(errors="replace"))
-        if len(rig.births(IGGY)) != len(deed.before):
-            tally.fail(str(wrong), FalseReportError("something was started meanwhile"))
-    except (AssertionError, TimeoutError) as error:
-        tally.fail(str(wrong), error)
-        rig.agent.kill()
+        await _refuses(actor, deed, wrong.place, tally)
     finally:
         os.chown(path, before.st_uid, -1)
         path.chmod(before.st_mode & 0o7777)
@@ -243,16 +235,51 @@ async def _wrong_once(actor: Actor, wrong: Wrong, tally: Tally) -> None:
     await actor.end(deed, f"after {wrong}")
 
 
-def _judge_words(rig: Rig, wrong: Wrong, words: str) -> None:
+async def read_only(ground: Ground, budget: Budget, tally: Tally) -> None:
+    """Mount the disk read-only while the agent is away, and nothing on it is open for writing."""
+    async with on_a_small_disk(ground, tally) as (actor, disk):
+        while budget.more():
+            await actor.end(await actor.begin("stop"), "before the disk is read-only")
+            actor.rig.agent.kill()
+            deed = await actor.begin("start")
+            disk.remount("ro")
+            try:
+                tally.injected += 1
+                await _refuses(actor, deed, "", tally)
+            finally:
+                disk.remount("rw")
+            await actor.rig.start_agent()
+            await actor.end(deed, "after the disk was read-only")
+
+
+async def _refuses(actor: Actor, deed: Deed, place: str, tally: Tally) -> None:
+    """Start an agent that cannot use its state, and judge what it says and does."""
+    rig = actor.rig
+    said = len(rig.agent.log.read_bytes())
+    story = f"with {place or 'its state'} out of reach"
+    try:
+        await rig.start_agent(wait=False)
+        await until(lambda: not rig.agent.alive, f"an agent {story} ends", within=15.0)
+        _judge_words(rig, place, rig.agent.log.read_bytes()[said:].decode(errors="replace"))
+        if len(rig.births(IGGY)) != len(deed.before):
+            tally.fail(story, FalseReportError("something was started meanwhile"))
+    except (AssertionError, TimeoutError) as error:
+        tally.fail(story, error)
+        rig.agent.kill()
+
+
+def _judge_words(rig: Rig, place: str, words: str) -> None:
     """Require that it ended as it says it does, and named the place and the next step."""
     code, state = rig.agent.exit_code, rig.node.state_dir
-    named = str(state / wrong.place) if wrong.place in {"identity.json", "journal.db"} else str(state)
+    named = str(state / place) if place in {"identity.json", "journal.db"} else str(state)
     if code not in {CANNOT_OPEN, 75, 78} or named not in words or "hint" not in words:
         msg = f"it ended with {code} and said: {words[-1500:]}"
         raise FalseReportError(msg)
 
 
 FAULTS = (
-    Fault("disk.damage", "journal or its log damaged, or put back", damaged, share=2.0),
-    Fault("disk.owner", "state folder with wrong owner or mode", owned_by_others, share=0.5, lacks=lacks_root),
+    Fault("disk.damage", "journal or its log damaged, or put back", damaged, share=2.0, takes=20.0),
+    Fault(
+        "disk.owner", "state folder with wrong owner or mode", owned_by_others, share=0.5, lacks=lacks_root, takes=25.0
+    ),
 )

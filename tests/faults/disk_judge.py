@@ -8,11 +8,18 @@ A damage that nobody can see takes the journal back in time, so two things are n
 that nothing is done again, and that a reconfigure starts a runtime which it had stopped itself; see `was_left_stopped`.
 Flipped bits in the journal's own file may go unseen too: SQLite has no checksums there, and its check of the file looks
 at how it is built, not at what was written. After them a repeat is counted as well. Every other damage of that file is
-seen, and a journal that is known to be lost never has anything carried out again: there a repeat is a failure.
+seen, and a journal that is known to be lost never has anything carried out again: there a repeat is a failure. So it is
+where the journal itself says that it is older than what the Supervisor had heard of it: that is what its revision is
+for, and nothing of it is carried out.
 """
 
 import random
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 from agent.protocol import ActivityStatus, ReasonCode, ReconfigureOutcome, RuntimeState
@@ -40,6 +47,7 @@ class DamagedActor(Actor):
 
     Attributes:
         damage: What was done to the journal in this round; empty when nothing was.
+        known: Whether the journal can be known to be older than it was: see `is_known_to_be_older`.
         repeated: How many starts were made again.
         left_stopped: How many reconfigures left a runtime stopped which ran before.
     """
@@ -48,6 +56,7 @@ class DamagedActor(Actor):
         super().__init__(rig, chance, tally)
         self.tolerated = ("journal_replaced", "activity_conflict", "report_conflict")
         self.damage = ""
+        self.known = False
         self.repeated = 0
         self.left_stopped = 0
         self._early: Activity | None = None
@@ -144,14 +153,16 @@ class DamagedActor(Actor):
 
     def _judge_late(self, deed: Deed, activity: Activity, terms: Terms, new: Sequence[Birth]) -> None:
         """Judge what was reported after the damage. After a repeat too, it is the last run that it has to name."""
-        alive = self.alive()
-        self.tally.effects_seen += min(len(new), deed.starts)
-        self.tally.effects_expected += min(len(new), deed.starts)
+        alive, completed = self.alive(), activity.status is ActivityStatus.COMPLETED
+        left_stopped = was_left_stopped(self.damage, deed, activity, new, alive)
+        seen = min(len(new), deed.starts)
+        self.tally.effects_seen += seen
+        self.tally.effects_expected += deed.starts if completed and not left_stopped else seen
         self._count_repeats(len(new) - deed.starts)
         check_times(activity)
-        if was_left_stopped(self.damage, deed, activity, new, alive):
+        if left_stopped:
             self.left_stopped += 1
-        elif activity.status is ActivityStatus.COMPLETED:
+        elif completed:
             if len(new) < deed.starts:
                 msg = f"completed, and it was started {len(new)} times"
                 raise LostError(msg)
@@ -161,11 +172,37 @@ class DamagedActor(Actor):
             check_rejected(activity, alive, Terms({*UNKNOWN, *terms.allowed}))
 
     def _count_repeats(self, count: int) -> None:
-        if count > 0 and self.damage not in MAY_REPEAT:
+        if count > 0 and (self.known or self.damage not in MAY_REPEAT):
             self.tally.effects_seen += count
-            msg = f"it was started again {count} times, after {self.damage or 'no damage'}"
+            seen = ", which can be known" if self.known else ""
+            msg = f"it was started again {count} times, after {self.damage or 'no damage'}{seen}"
             raise RepeatedError(msg)
         self.repeated += max(0, count)
+
+
+def is_known_to_be_older(journal: Path, supervisor: Path, node_id: int) -> bool:
+    """Tell whether a dead agent's journal shows by itself that it is not the newest one.
+
+    Either its revision is below the one that the Supervisor has heard of, or it cannot be read at all. It is looked at
+    in a copy: to open it changes it.
+
+    Args:
+        journal: Its file.
+        supervisor: The store of the Supervisor.
+        node_id: Whose journal it is.
+    """
+    with closing(sqlite3.connect(f"file:{supervisor}?mode=ro", uri=True)) as store:
+        (heard,) = store.execute("SELECT revision FROM nodes WHERE id = ?", (node_id,)).fetchone()
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (journal, journal.with_name(f"{journal.name}-wal")):
+            with suppress(FileNotFoundError):
+                shutil.copy(file, folder)
+        with closing(sqlite3.connect(Path(folder) / journal.name)) as copy:
+            try:
+                row = copy.execute("SELECT revision FROM journal").fetchone()
+            except sqlite3.DatabaseError:
+                return True
+    return row is None or row[0] < heard
 
 
 def was_left_stopped(damage: str, deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth]) -> bool:

@@ -88,6 +88,9 @@ class Node:
         """As they were when they were judged."""
         self.forgotten: list[Activity] = []
         """Those that a Supervisor that was put back does not know any more."""
+        self.size: str | None = None
+        """What a run is known by that has the config which is in use; None while it is the one of the start."""
+        self._wanted: str | None = None
         self._sizes = itertools.count(2)
 
     # --- dispatching
@@ -109,7 +112,8 @@ class Node:
         return [await self.node.dispatch(action) for action in actions]
 
     async def _config(self, verb: str) -> str:
-        values = {SIZE: f"{next(self._sizes)} MB", **(BAD if verb == "bad" else {})}
+        self._wanted = f"{next(self._sizes)} MB"
+        values = {SIZE: self._wanted, **(BAD if verb == "bad" else {})}
         return f"reconfigure:{await self.node.rig.api.create_config(IGGY, self.node.folder.name, values)}"
 
     async def run(self, verbs: Sequence[str] | None = None, story: str = "") -> list[Activity]:
@@ -181,6 +185,11 @@ class Node:
         if bool(alive) is not errands[-1].runs:
             msg = f"it {'runs' if alive else 'does not run'}"
             raise FalseReportError(msg)
+        if errands[-1].verb == "good":
+            self.size = self._wanted
+        if alive and alive[0].environment.get(SIZE) != self.size:
+            msg = f"it runs with {alive[0].environment.get(SIZE)}, and not with {self.size}"
+            raise FalseReportError(msg)
         for errand, activity, (_, run) in zip(errands, found, effects, strict=True):
             _check(errand, activity, run)
 
@@ -239,11 +248,17 @@ def _assign(
         found: What was reported of them.
         new: The runs that were recorded meanwhile.
         last: The newest one before.
+
+    Raises:
+        LostError: One whose wait was ended names no run of its own: it has to have started one, or it had no wait.
     """
     left = list(new)
     for errand, activity in zip(errands, found, strict=True):
         told = told_run(_facts(errand, activity))
         if errand.starts and activity.code == ReasonCode.SUPERSEDED and told not in left[:1]:
+            if told in {None, last}:
+                msg = f"{errand.verb} was superseded, and names no run that it started: {told}"
+                raise LostError(msg)
             last = told
             yield 0, last
         else:

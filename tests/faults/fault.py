@@ -5,8 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tests.faults.tally import Tally
+
+Kind = TypeVar("Kind")
 
 
 class Budget:
@@ -37,6 +40,18 @@ class Budget:
         for left in range(count, 0, -1):
             seconds = max(0.0, ends - time.monotonic()) / left
             yield Budget(seconds, most=most, impatient=self.impatient)
+
+    def each(self, kinds: Sequence[Kind], chance: random.Random) -> Iterator[Kind]:
+        """Go through kinds for as long as it goes on, in another order each time.
+
+        Each has its round in any case, unless the rounds are limited.
+        """
+        self._least = max(self._least, len(kinds))
+        while True:
+            for kind in chance.sample(kinds, len(kinds)):
+                if not self.more():
+                    return
+                yield kind
 
     @property
     def over(self) -> bool:
@@ -74,8 +89,8 @@ class Ground:
 
 
 Run = Callable[[Ground, Budget, Tally], Awaitable[None]]
-"""Does one class of faults until the budget is over, and counts in the row. A
-failure of the agent is counted (`Tally.fail`); what is raised is one of the campaign itself, which then fails."""
+"""Does one class of faults until the budget is over, and counts in the row (`Tally.fail`). What it raises ends it, and
+is counted too, by its kind: whether the agent or the campaign broke, nobody may take it for a success."""
 
 
 @dataclass(frozen=True, slots=True)

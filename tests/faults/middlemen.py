@@ -60,7 +60,7 @@ class CommonEnd:
         tally, hard, delay = self._stage.tally, self._chance.random() < 0.5, self._chance.uniform(0, LONGEST)
         story = f"{'hard' if hard else 'soft'} end after {delay:.3f} s"
         await asyncio.to_thread(self._habitat.mend)
-        await asyncio.gather(*(scenario.prepare() for scenario in scenarios))
+        await asyncio.gather(*(self._stage.prepare(scenario, story) for scenario in scenarios))
         for scenario in scenarios:
             scenario.begin()
         tally.cases += len(scenarios)

@@ -164,6 +164,12 @@ def _no_lock(_folder: Path) -> None:
     setattr(RunFiles, "lock_is_held", lambda _self: False)  # noqa: B010 - as above
 
 
+def _no_state_lock(_folder: Path) -> None:
+    from agent.journal import lock
+
+    setattr(lock.StateLock, "_hold", lambda *_: None)  # noqa: B010 - as above
+
+
 def _no_pid_before_exec(folder: Path) -> None:
     from agent.runtimes import spawn
 
@@ -211,6 +217,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("dedup", "an id is executed once for ever", _no_deduplication, lambda: _points(Restart)),
     Mutation("sweep", "what is received waits for the sweep", _no_sweep_first, lambda: _listed("away.withdrawn")),
     Mutation("lock", "a lock is held by what runs", _no_lock, lambda: _listed("kill.launcher.process")),
+    Mutation("rivals", "one agent on a state folder", _no_state_lock, lambda: _listed("rivals")),
     Mutation("pid", "the pid is durable before exec", _no_pid_before_exec, lambda: _points(EndsAtOnce)),
 )
 
@@ -221,12 +228,19 @@ def switch_off(name: str, folder: Path) -> None:
 
 
 async def play(mutation: Mutation, rounds: int, seconds: float) -> Tally:
-    """Run the rows of the campaign on agents that lack a protection, until one has noticed."""
+    """Run the rows of the campaign on agents that lack a protection, until one has noticed.
+
+    Raises:
+        RuntimeError: A row broke, which is no notice: it may be that nothing was switched off.
+    """
     whole = Tally(mutation.protection)
     os.environ[WITHOUT] = mutation.name
     try:
         for fault in mutation.rows():
             whole.add(await campaign.run(fault, SEED, Budget(seconds, most=rounds, impatient=True)))
+            if whole.broken:
+                msg = f"{fault.key} broke without {mutation.name}: {whole.stories}"
+                raise RuntimeError(msg)
             if whole.wrong:
                 break
     finally:

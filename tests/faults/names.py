@@ -3,7 +3,7 @@
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -148,9 +148,7 @@ async def bad_certificates(rig: Rig, nursery: Nursery, ground: Ground, budget: B
     """Show the agent certificates that it must not accept, and then the right one again."""
     async with house(rig, nursery, "tls", ground, tally) as made, judged([made.node]):
         impostors = _impostors(made.ca)
-        order = _rounds(list(impostors), ground.chance)
-        while budget.more():
-            story = next(order)
+        for story in budget.each(list(impostors), ground.chance):
             await made.gate.be(impostors[story])
             says = "TLS failed" if isinstance(impostors[story], bytes) else "certificate was not accepted"
             await _met(made, story, says, made.gate.open, hits=HITS)
@@ -169,9 +167,7 @@ async def lost_names(rig: Rig, nursery: Nursery, ground: Ground, budget: Budget,
             made.names(made.gate.host)
             made.ask("files", "dns")
 
-        order = _rounds(list(wrongs), ground.chance)
-        while budget.more():
-            story = next(order)
+        for story in budget.each(list(wrongs), ground.chance):
             addresses, sources, says = wrongs[story]
             made.ask(*sources)
             made.names(*addresses)
@@ -181,14 +177,13 @@ async def lost_names(rig: Rig, nursery: Nursery, ground: Ground, budget: Budget,
 async def moved(rig: Rig, nursery: Nursery, ground: Ground, budget: Budget, tally: Tally) -> None:
     """Move the Supervisor to another address; at the old one nobody is, or nobody answers, or somebody else is."""
     async with house(rig, nursery, "moved", ground, tally) as made, judged([made.node]):
-        while budget.more():
-            await _move(made, ground.chance)
+        for left in budget.each(("nobody", "silence", "somebody else"), ground.chance):
+            await _move(made, left, ground.chance)
 
 
-async def _move(made: House, chance: random.Random) -> None:
+async def _move(made: House, left: str, chance: random.Random) -> None:
     old, tally = made.gate.host, made.node.tally
     address = chance.choice([address for address in ADDRESSES if address != old])
-    left = chance.choice(("nobody", "silence", "somebody else"))
     story = f"moved, and at the old address is {left}"
     behind = Gate(made.gate.port, 0, None, old)
     await made.gate.close()
@@ -217,9 +212,3 @@ async def black_hole(rig: Rig, nursery: Nursery, ground: Ground, budget: Budget,
         while budget.more():
             await made.gate.fall_silent()
             await _met(made, "a black hole", "no answer in time", made.gate.open, hits=HITS)
-
-
-def _rounds(stories: Sequence[str], chance: random.Random) -> Iterator[str]:
-    """Go through all of them, in another order each time."""
-    while True:
-        yield from chance.sample(stories, len(stories))

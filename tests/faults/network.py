@@ -6,7 +6,8 @@ once. In these the agent is hasty: the longest of its delays and read timeouts a
 fit in minutes; the rules are the same.
 
 `network.kills`: and the agents are killed (-9) meanwhile. `network.token`: the node token is due to be exchanged while
-most calls that do so are spoilt, and then all tokens are refused for a while.
+most calls that do so are spoilt, and in some rounds the agent is killed (-9) again and again meanwhile; then all tokens
+are refused for a while.
 
 `network.outage`: the agent, with its real delays, is cut off while 1,000 activities are dispatched to its node.
 `network.supervisor`: the Supervisor is killed (-9) at any moment and started again. `network.copy`: it is put back from
@@ -63,9 +64,9 @@ ROWS: tuple[tuple[str, str, Play, float, float], ...] = (
     ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 0.5, 60.0),
     ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0, 10.0),
     ("copy", "Supervisor put back from a copy", outages.old_copy, 1.0, 8.0),
-    ("tls", "certificate that is not right", names.bad_certificates, 1.0, 8.0),
-    ("dns", "name without its address", names.lost_names, 1.0, 15.0),
-    ("moved", "address changed", names.moved, 1.0, 15.0),
+    ("tls", "certificate that is not right", names.bad_certificates, 1.0, 12.0),
+    ("dns", "name without its address", names.lost_names, 1.0, 35.0),
+    ("moved", "address changed", names.moved, 1.0, 25.0),
     ("silent", "connection like a black hole", names.black_hole, 1.0, 10.0),
 )
 """With the share of each, and the seconds that it takes in any case."""

@@ -21,7 +21,7 @@ from tests.faults.tally import FalseReportError, Tally
 
 LIFE, GRACE = 2.0, 1.0
 """Seconds in which an activity has to begin, and in which a report of it may come late."""
-SHORT = replace(USUAL, ready_timeout=2.0, stop_timeout=1.0, poll_wait=1.0, activity_ttl=LIFE, report_grace=GRACE)
+SHORT = replace(USUAL, ready_timeout=2.5, stop_timeout=1.2, poll_wait=1.0, activity_ttl=LIFE, report_grace=GRACE)
 MOMENTS = 0.35
 """Seconds after its dispatch in which an action has most to do."""
 LENGTHS = ((0.05, 0.8), (0.8, 2.0), (2.0, 4.0), (3.2, 5.5))
@@ -32,9 +32,9 @@ async def pause(ground: Ground, budget: Budget, tally: Tally) -> None:
     """Stop the agent in or before an action, and let it go on."""
     given_up = 0
     async with acting(ground, tally, SHORT) as actor:
-        while budget.more():
+        for length in budget.each(LENGTHS, ground.chance):
             before = ground.chance.random() < 0.3
-            seconds = ground.chance.uniform(*ground.chance.choice(LENGTHS))
+            seconds = ground.chance.uniform(*length)
             if before:
                 await _stop(actor, tally)
             deed = await actor.begin()
@@ -67,4 +67,4 @@ async def _end(actor: Actor, deed: Deed, story: str, *, before: bool) -> None:
         actor.tally.fail(story, FalseReportError(f"begun at {row['started_at']}, and it had expired at {expired}"))
 
 
-FAULTS = (Fault("pause", "SIGSTOP of the agent, shorter and longer than every timeout", pause, share=1.5, takes=10.0),)
+FAULTS = (Fault("pause", "SIGSTOP of the agent, shorter and longer than every timeout", pause, share=1.5, takes=20.0),)

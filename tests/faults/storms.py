@@ -117,14 +117,25 @@ async def storm_and_kills(
         weathers = [Weather(KINDS, random.Random(ground.chance.random()), 0.35) for _ in placed]
         while budget.more():
             await in_parallel(
-                _killed(station, weather, errands) for station, weather in zip(placed, weathers, strict=True)
+                _round_with_kills(station, weather, errands) for station, weather in zip(placed, weathers, strict=True)
             )
         tally.injected += sum(weather.hits.total() for weather in weathers)
 
 
-async def _killed(station: Station, weather: Weather, errands: int) -> None:
+async def _round_with_kills(station: Station, weather: Weather, errands: int) -> None:
     node = station.node
     station.proxy.set(weather)
+
+    async with killed(node):
+        for number in range(errands):
+            await node.run(story=f"errand {number} in a storm that kills,")
+    station.proxy.set(fault_proxy.none)
+    await node.get_well()
+
+
+@asynccontextmanager
+async def killed(node: Node) -> AsyncIterator[None]:
+    """Kill the agent of a node at any moment, often soon after a start."""
 
     async def kill() -> None:
         while True:
@@ -135,13 +146,12 @@ async def _killed(station: Station, weather: Weather, errands: int) -> None:
 
     killing = asyncio.create_task(kill())
     try:
-        for number in range(errands):
-            await node.run(story=f"errand {number} in a storm that kills,")
+        yield
     finally:
         killing.cancel()
         await asyncio.wait({killing})
-    station.proxy.set(fault_proxy.none)
-    await node.get_well()
+    if not killing.cancelled():
+        killing.result()
 
 
 async def _outage(station: Station) -> None:

@@ -1,6 +1,6 @@
 """What a campaign counted, and the table that it ends with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ class Tally:
         lost: Effects or reports that are missing.
         repeated: Effects too many.
         false: Reports, or other claims of the agent, that are not true; and whatever else must never be.
+        broken: How many errors ended the row before its time; they are among the failures.
         stories: What went wrong, for people.
         notes: What else was measured, for people, such as `resident memory grew by 0.1 MB`.
     """
@@ -50,6 +51,7 @@ class Tally:
     lost: int = 0
     repeated: int = 0
     false: int = 0
+    broken: int = 0
     stories: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -64,6 +66,11 @@ class Tally:
         if len(self.stories) < STORIES:
             notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
             self.stories.append(f"{self.fault}: {story}: {error!r}{notes}")
+
+    def missed(self, story: str, points: Sequence[Sequence[str]]) -> None:
+        """Note the points that were planned, twice, and did not come."""
+        if points:
+            self.notes.append(f"{story}: passed without a kill, and not reached again: {', '.join(map(str, points))}")
 
     def add(self, other: "Tally") -> None:
         """Add what was counted for the same row elsewhere."""

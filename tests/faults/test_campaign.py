@@ -150,17 +150,25 @@ def test_the_list_says_how_long_each_row_goes_on(
     ]
 
 
-async def test_a_row_that_breaks_fails_the_campaign_and_the_others_are_played() -> None:
+async def test_a_row_that_breaks_keeps_its_count_and_fails_and_the_others_are_played() -> None:
     async def broken(_ground: Ground, _budget: Budget, tally: Tally) -> None:
         tally.injected += 1
-        msg = "no such program"
-        raise FileNotFoundError(msg)
+        tally.fail("before", RepeatedError("again"))
+
+        async def raises(error: Exception) -> None:
+            raise error
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raises(FileNotFoundError("no such program")))
+            group.create_task(raises(LostError("the agent ended")))
 
     rows = [Fault("a", "a", broken), Fault("b", "b", _one_of_each)]
     said: list[str] = []
     tallies = await campaign.run_all(rows, 0.0, 1, said.append)
     assert "no such program" in said[0]
-    assert campaign.idle(rows, tallies) == ["a"]
+    assert "in raises" in said[0]
+    assert (tallies[0].injected, tallies[0].lost, tallies[0].repeated, tallies[0].false) == (1, 1, 1, 1)
+    assert (tallies[0].broken, tallies[1].broken) == (2, 0)
     assert not tallies[0].good
     assert tallies[1].injected == 1
 

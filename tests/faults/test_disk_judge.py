@@ -2,8 +2,10 @@
 
 import os
 import random
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from agent.protocol import ActivityStatus
 from tests.e2e.births import Birth
 from tests.e2e.public_api import Activity
 from tests.faults.deeds import SIZE, Deed
-from tests.faults.disk_judge import UNSEEN, DamagedActor, was_left_stopped
+from tests.faults.disk_judge import UNSEEN, DamagedActor, is_known_to_be_older, was_left_stopped
 from tests.faults.tally import Tally
 
 NOW = datetime.now(UTC).isoformat()
@@ -125,7 +127,10 @@ def report(run: Birth) -> dict[str, Any]:
 
 
 def restart(rig: Told) -> Deed:
-    return Deed(Activity.of(raw()), tuple(rig.runs), starts=1, runs=True, changed=True, size=None, expires=float("inf"))
+    living = tuple(run for run in rig.runs if run.alive)
+    return Deed(
+        Activity.of(raw()), tuple(rig.runs), living, starts=1, runs=True, changed=True, size=None, expires=float("inf")
+    )
 
 
 async def test_what_was_reported_before_the_damage_is_judged_by_what_ran_then_and_a_repeat_is_counted(
@@ -179,19 +184,44 @@ async def test_what_is_reported_after_the_damage_is_judged_by_what_runs_now(rig:
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
 @pytest.mark.parametrize("damage", ["", *NOTICED, *MAY_REPEAT])
 async def test_a_repeat_is_a_note_after_a_damage_that_may_go_unseen_and_else_a_failure(
-    rig: Told, actor: DamagedActor, damage: str, *, early: bool
+    rig: Told, actor: DamagedActor, damage: str, *, early: bool, known: bool
 ) -> None:
     deed, first = restart(rig), rig.start()
     rig.recorded = report(first) if early else raw(status="processing")
     await actor.look_at_death(deed)
-    actor.damage = damage
+    actor.damage, actor.known = damage, known
     again = rig.start()
     rig.recorded = report(first if early else again)
     await actor.end(deed, "after it")
-    noted = damage in MAY_REPEAT
+    noted = damage in MAY_REPEAT and not known
     assert (actor.repeated, actor.tally.repeated, actor.tally.wrong) == (int(noted), int(not noted), int(not noted))
+
+
+@pytest.mark.parametrize(
+    ("revision", "content", "known"),
+    [(6, b"", True), (7, b"", False), (8, b"", False), (7, b"not a database at all", True), (None, b"", True)],
+    ids=["older", "the same", "newer", "unreadable", "empty"],
+)
+def test_a_journal_is_known_to_be_older_by_its_revision_or_when_it_cannot_be_read(
+    tmp_path: Path, revision: int | None, content: bytes, *, known: bool
+) -> None:
+    journal, supervisor = tmp_path / "journal.db", tmp_path / "supervisor.db"
+    with closing(sqlite3.connect(supervisor)) as store:
+        store.executescript("CREATE TABLE nodes (id, revision); INSERT INTO nodes VALUES (3, 7), (4, 99);")
+    with closing(sqlite3.connect(journal)) as made:
+        made.executescript("PRAGMA journal_mode = WAL; CREATE TABLE journal (revision)")
+        if revision is not None:
+            made.execute("INSERT INTO journal VALUES (?)", (revision,))
+            made.commit()
+        if content:
+            journal.write_bytes(content)
+            (tmp_path / "journal.db-wal").write_bytes(b"")
+        before = journal.read_bytes()
+        assert is_known_to_be_older(journal, supervisor, 3) is known
+        assert journal.read_bytes() == before
 
 
 # --- nothing was damaged
@@ -374,7 +404,7 @@ def found_stopped(**more: object) -> Activity:
     return Activity.of(raw(ACTION, evidence=EVIDENCE | more))
 
 
-LEFT = Deed(found_stopped(), (RAN,), starts=1, runs=True, changed=True, size="2 MB", expires=float("inf"))
+LEFT = Deed(found_stopped(), (RAN,), (), starts=1, runs=True, changed=True, size="2 MB", expires=float("inf"))
 
 
 @pytest.mark.parametrize("damage", sorted(UNSEEN))

@@ -1,8 +1,9 @@
-"""A node token that is due to be exchanged while calls to exchange it fail in every way."""
+"""A node token that is due to be exchanged while calls to exchange it fail in every way, and the agent is killed."""
 
 import json
 import random
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from tests.e2e.rig import Rig
 from tests.e2e.waiting import until
 from tests.faults.errands import PATIENCE, judged
 from tests.faults.fault import Budget, Ground
-from tests.faults.storms import Station, in_parallel, stations
+from tests.faults.storms import Station, in_parallel, killed, stations
 from tests.faults.tally import Tally
 from tests.faults.weather import KINDS, Weather
 
 AGE = timedelta(days=40)
 """Of the token; it is exchanged after 30 days."""
+KILLED = 0.4
+"""Of the exchanges; a storm as well."""
 SPOILT = (
     "drop",
     "swallow",
@@ -59,12 +62,13 @@ async def _round(station: Station, spoilt: Weather, refused: Weather) -> None:
     _age(file)
     station.proxy.set(spoilt)
     await node.node.release()
-    await node.run(story="while its token is exchanged,")
-    try:
-        await until(lambda: _is_fresh(file), "the token is exchanged", within=PATIENCE, every=0.1)
-    except TimeoutError as error:
-        error.add_note(str(await node.node.ask("/v1/status")))
-        node.tally.fail(node.node.folder.name, error)
+    async with killed(node) if node.chance.random() < KILLED else nullcontext():
+        await node.run(story="while its token is exchanged,")
+        try:
+            await until(lambda: _is_fresh(file), "the token is exchanged", within=PATIENCE, every=0.1)
+        except TimeoutError as error:
+            error.add_note(str(await node.node.ask("/v1/status")))
+            node.tally.fail(node.node.folder.name, error)
     station.proxy.set(refused)
     await node.run(story="while its tokens are refused,")
     station.proxy.set(fault_proxy.none)

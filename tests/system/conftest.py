@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import pytest_asyncio
 
-from tests.e2e.node_settings import Options
 from tests.e2e.programs import Programs, ProgramsMissingError, real_programs, standin_programs
-from tests.system.booted import Booted, missing, system_python
-from tests.system.node import Node, Outside, wheelhouse_is_there
+from tests.system.booted import Booted, system_python
+from tests.system.installed import lacks, mounted, up
+from tests.system.node import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,43 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def python() -> str:
     """The interpreter of the service."""
-    lacks = missing()
-    python = system_python()
-    if python is None:
-        lacks.append("a Python with venv outside of /root and /home (Debian: python3-venv)")
-    if not wheelhouse_is_there():
-        lacks.append("the wheels (make wheelhouse)")
-    if python is not None and not lacks:
+    missing, python = lacks(), system_python()
+    if python is not None and not missing:
         return python
-    message = f"a booted systemd cannot be had here; missing: {', '.join(lacks)}"
+    message = f"a booted systemd cannot be had here; missing: {', '.join(missing)}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
-
-
-@contextmanager
-def mounted() -> Iterator[Booted]:
-    """The files of a node, mounted; not booted yet."""
-    system = Booted()
-    try:
-        system.mount()
-        yield system
-    finally:
-        system.end()
-
-
-@asynccontextmanager
-async def up(system: Booted, python: str, programs: Programs) -> AsyncIterator[Node]:
-    """A node, installed, booted, enrolled and up."""
-    # Rare heartbeats: what is seen sooner was pushed.
-    async with Outside(programs, Options(heartbeat_interval=30)) as supervisor:
-        node = Node(system, supervisor)
-        node.install(python)
-        node.write(python)
-        system.boot()
-        node.start()
-        await node.until_up()
-        yield node
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.system.booted import Booted
-from tests.system.conftest import mounted
 from tests.system.control_groups import make_groups, remove_groups
+from tests.system.installed import mounted
 
 UNIT = "[Service]\nExecStart=sleep infinity\n"
 

@@ -6,6 +6,8 @@ import pytest_asyncio
 
 from agent.protocol import RuntimeName
 from tests.e2e.waiting import until
+from tests.faults.watchdog import hang_the_agent
+from tests.system.middle import had_one_effect
 from tests.system.node import UNIT, Node
 
 IGGY = RuntimeName.IGGY
@@ -84,6 +86,11 @@ async def test_an_agent_that_hangs_is_ended_and_started_again(impatient: Node) -
     await until(lambda: impatient.agent("MainPID")["MainPID"] not in {pid, "0"}, "systemd starts it again", every=0.05)
     await impatient.until_up()
     assert "Watchdog timeout" in impatient.system.journal("iggy-agent", lines=400)
+
+
+async def test_what_an_agent_was_doing_that_hangs_is_done_once(impatient: Node) -> None:
+    finished = await had_one_effect(impatient, "restart", hang_the_agent)
+    assert all(one.recovered for one in finished.values())
 
 
 async def test_as_a_unit_it_refuses_runtimes_that_would_end_with_it(node: Node) -> None:
