@@ -200,7 +200,7 @@ def is_known_to_be_older(journal: Path, supervisor: Path, node_id: int) -> bool:
         with closing(sqlite3.connect(Path(folder) / journal.name)) as copy:
             try:
                 row = copy.execute("SELECT revision FROM journal").fetchone()
-            except sqlite3.DatabaseError:
+            except (sqlite3.DatabaseError, UnicodeDecodeError):  # the second: of its words for the first
                 return True
     return row is None or row[0] < heard
 
