@@ -44,7 +44,7 @@ async def restart(work: Work) -> Result:
     """Bring it up in a new incarnation, and see that ready; a stopped one is started."""
     outcome = await work.runtime.driver.restart(work.record)
     work.note(outcome)
-    return await finish_up(work, not_this=outcome.before.incarnation if outcome.before.running else None)
+    return await finish_up(work, not_this=outcome.replaced)
 
 
 async def finish_up(work: Work, *, not_this: Incarnation | None) -> Result:

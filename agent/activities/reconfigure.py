@@ -101,7 +101,7 @@ async def reconfigure(work: Work) -> Result:
         return await _applied(work, seen, committed=KEEP)
     outcome = await runtime.driver.restart(work.record)
     work.note(outcome)
-    return await finish_forward(work, not_this=outcome.before.incarnation if outcome.before.running else None)
+    return await finish_forward(work, not_this=outcome.replaced)
 
 
 async def finish_forward(work: Work, *, not_this: Incarnation | None) -> Result:
@@ -173,7 +173,7 @@ async def go_back(work: Work, decision: GoingBack) -> Rejection:
         outcome = await runtime.driver.restart(work.record)
     except Rejection as rejection:
         return await rollback_failed(work, decision, rejection)
-    return await finish_back(work, decision, outcome.before.incarnation if outcome.before.running else None)
+    return await finish_back(work, decision, outcome.replaced)
 
 
 async def _current_name(runtime: Runtime) -> str | None:

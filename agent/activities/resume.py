@@ -152,7 +152,7 @@ async def _again(work: Work, call: JournaledCall, decision: Decision, seen: Obse
         case Decision.RUN if work.action.verb is not Verb.START:
             outcome = await driver.restart(work.record)
             work.note(outcome)
-            return outcome.before.incarnation if outcome.before.running else None
+            return outcome.replaced
         case Decision.RUN | Decision.START_ONLY if seen.at_rest:
             work.note(await driver.start(work.record))
             return None

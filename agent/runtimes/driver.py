@@ -9,7 +9,7 @@ observation read just before it.
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -101,6 +101,13 @@ class Observation:
         return {key: value for key, value in facts.items() if value is not None}
 
 
+def counted_as_running(seen: Observation) -> Observation:
+    """Say of a run on its way up that it runs: as A of a call it is not to be taken for what the call begins."""
+    if seen.state is RuntimeState.STARTING and seen.incarnation is not None:
+        return replace(seen, state=RuntimeState.RUNNING)
+    return seen
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One call that is about to be made.
@@ -141,6 +148,12 @@ class Outcome:
     exit_code: int | None = None
     killed: bool | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> Incarnation | None:
+        """The run that was up, or on its way up, and that is not the one which a restart begins."""
+        before = counted_as_running(self.before)
+        return before.incarnation if before.running else None
 
 
 class Driver(Protocol):

@@ -25,11 +25,20 @@ from agent.errors import Rejection
 from agent.protocol import Config, DriverKind, ReasonCode, RuntimeName, RuntimeState
 from agent.runtimes import journald, refusals
 from agent.runtimes.bus import AwayError, BusError, SystemdBus
-from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Recorder, Step, read_boot_id
+from agent.runtimes.driver import (
+    Call,
+    Incarnation,
+    Observation,
+    Outcome,
+    Recorder,
+    Step,
+    counted_as_running,
+    read_boot_id,
+)
 from agent.runtimes.live_unit import LiveUnit
 from agent.runtimes.releases import Releases
 from agent.runtimes.started_with import StartedWith
-from agent.runtimes.units import Unit, counted_as_running
+from agent.runtimes.units import Unit
 from agent.runtimes.worker import Worker
 
 MARGIN = 5.0

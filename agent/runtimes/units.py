@@ -6,7 +6,7 @@ Names and meanings are those of org.freedesktop.systemd1(5); what they do in eac
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -232,13 +232,6 @@ class Unit:
     def _figure(self, name: str) -> int | None:
         value = int(self.properties.get(name, NOT_SET))
         return None if value == NOT_SET else value
-
-
-def counted_as_running(seen: Observation) -> Observation:
-    """Say of a run on its way up that it runs: as A of a call it is not to be taken for what the call begins."""
-    if seen.state is RuntimeState.STARTING and seen.incarnation is not None:
-        return replace(seen, state=RuntimeState.RUNNING)
-    return seen
 
 
 def _condition(entry: Sequence[Any]) -> str:

@@ -280,6 +280,20 @@ async def test_a_restart_without_effect_is_busy(bench: Bench) -> None:
     assert row.reason.code == ReasonCode.BUSY
 
 
+async def test_a_run_that_was_on_its_way_up_is_not_taken_for_the_one_that_a_restart_begins(bench: Bench) -> None:
+    bench.world.begin()
+    before = replace(await bench.driver.observe(), state=RuntimeState.STARTING)
+
+    async def restart(record: Recorder) -> Outcome:
+        return Outcome(before, (Call.RESTART,))
+
+    bench.driver.restart = restart  # type: ignore[method-assign]
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("restart"))
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.BUSY
+
+
 async def test_a_stop_after_which_it_runs_again_has_failed(bench: Bench) -> None:
     bench.world.begin()
     real = bench.driver.stop

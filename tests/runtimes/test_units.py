@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.protocol import RuntimeState
-from agent.runtimes.driver import Observation
 from agent.runtimes.live_unit import unit_path
-from agent.runtimes.units import Unit, counted_as_running
+from agent.runtimes.units import Unit
 
 RUN = bytes(range(16))
 FAILED = {"ActiveState": "failed", "InvocationID": RUN, "ExecMainExitTimestamp": 5}
@@ -77,14 +75,6 @@ def test_a_condition_counts_for_the_last_try_only() -> None:
     assert Unit({**unmet, "InactiveEnterTimestampMonotonic": 30}).cause() is None
     assert Unit({**unmet, "ActiveState": "active"}).cause() is None
     assert Unit({**unmet, "Conditions": []}).cause() == "a condition of its unit was not met"
-
-
-@pytest.mark.parametrize(
-    ("state", "run", "running"),
-    [(RuntimeState.STARTING, "a", True), (RuntimeState.STARTING, None, False), (RuntimeState.STOPPED, "a", False)],
-)
-def test_as_a_of_a_call_a_run_on_its_way_up_counts_as_running(state: RuntimeState, run: Any, running: bool) -> None:
-    assert counted_as_running(Observation(state, incarnation=run)).running is running
 
 
 def test_figures_that_systemd_does_not_have_are_null() -> None:
