@@ -152,8 +152,13 @@ class Wait:
                 if left <= 0:
                     break
                 await asyncio.wait({change}, timeout=left)
-        if self._stable_for > 0 and not await self._is_ready(seen):
-            return None
+        if self._stable_for > 0:
+            if not await self._is_ready(seen):
+                return None
+            # That no change was pushed during the attempt says nothing: the push may be broken.
+            now = await self._look()
+            if now is None or not _same_run(now, seen):
+                return None
         return self._readiness(now)
 
     def _readiness(self, seen: Observation) -> Readiness:

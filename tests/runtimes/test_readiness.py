@@ -204,6 +204,24 @@ async def test_readiness_that_does_not_hold_is_waited_for_again() -> None:
     assert ready.seconds >= 0.1
 
 
+async def test_a_run_that_is_replaced_during_the_last_probe_is_not_the_one_that_is_ready_also_without_a_push() -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    driver.show(RUNNING, "a")
+    driver.pushes = False
+    asked = 0
+
+    async def ping(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            driver.show(RUNNING, "b")
+        return web.Response(text="pong")
+
+    async with serving(ping=ping) as url:
+        ready = await wait(driver, http=f"{url}/ping", stable_for=0.05)
+    assert ready.observation.incarnation == "b"
+
+
 async def test_a_missing_runtime_is_start_failed() -> None:
     driver = ScriptedDriver()
     driver.show(RuntimeState.MISSING)
