@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from agent import means
 from agent.errors import SupervisorError
 from agent.link.dates import http_date
 from agent.protocol import INSTANCE_HEADER
@@ -23,7 +24,7 @@ class Failure(StrEnum):
     """The `code` of a SupervisorError that is not the Supervisor's own word."""
 
     DNS = "dns"
-    """The host's name has no address."""
+    """The host's name has no address, or could not be looked up."""
     REFUSED = "connection_refused"
     """Nothing listens there."""
     TLS = "tls"
@@ -61,8 +62,10 @@ def _explain(error: Exception, url: URL) -> tuple[Failure, str, str]:
             cause = f"TLS failed: {_reason(error)}"
             return Failure.TLS, cause, "check that the port of supervisor.url speaks TLS"
         case aiohttp.ClientConnectorDNSError():
-            cause = f"the name {url.host} has no address ({_reason(error)})"
-            return Failure.DNS, cause, "check supervisor.url and the name resolution of this machine"
+            used_up = means.hint(error.os_error)
+            what = "could not be looked up" if used_up else "has no address"
+            cause = f"the name {url.host} {what} ({_reason(error)})"
+            return Failure.DNS, cause, used_up or "check supervisor.url and the name resolution of this machine"
         case TimeoutError():
             return Failure.TIMEOUT, "no answer in time", "check the network, the firewall, and the Supervisor's health"
         case aiohttp.ClientConnectorError():

@@ -1,6 +1,9 @@
 """One HTTP call: bounded, verified, not redirected, and every way that it can fail is a SupervisorError."""
 
+import errno
 import json
+import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import ResolveResult
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -33,6 +37,19 @@ class Answer:
     round_trip: float
 
 
+class _Resolver(aiohttp.ThreadedResolver):
+    """Looks names up in the event loop's threads, and says in the system's words when it may make none."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Look a name up."""
+        try:
+            return await super().resolve(host, port, family)
+        except RuntimeError as error:  # pthread_create(3): EAGAIN
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+
 class Transport:
     """One ClientSession to one Supervisor.
 
@@ -54,7 +71,7 @@ class Transport:
     async def open(self, context: ssl.SSLContext | None) -> None:
         """Make the session; `context` verifies the Supervisor, and is not used with plain HTTP."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context or True, limit=2),
+            connector=aiohttp.TCPConnector(ssl=context or True, limit=2, resolver=_Resolver()),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._user_agent, **_ACCEPT},
             auto_decompress=False,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent import means
 from agent.errors import Rejection
 from agent.files import FULL
 from agent.protocol import ReasonCode
-from agent.runtimes import means
 
 
 @contextmanager

@@ -5,7 +5,9 @@ client of its own for as long as a call lasts, because a client is a `requests` 
 """
 
 import asyncio
+import errno
 import itertools
+import os
 import socket
 import threading
 import time
@@ -60,6 +62,13 @@ class AwayError(EngineError):
 
 class DeniedError(AwayError):
     """This user may not open the Engine's socket."""
+
+
+class ThreadlessError(AwayError):
+    """The system lets the agent make no thread for the call, which was not made."""
+
+    def __init__(self) -> None:
+        super().__init__(f"no thread can be made for it: {os.strerror(errno.EAGAIN)}", uncertain=False)
 
 
 class RefusedError(EngineError):
@@ -273,7 +282,11 @@ class Engine:
             with suppress(RuntimeError):  # the loop ended meanwhile, and with it who waited
                 loop.call_soon_threadsafe(self._finish, answer, outcome)
 
-        threading.Thread(target=run, name=f"{self._name}-{next(self._numbers)}", daemon=True).start()
+        try:
+            threading.Thread(target=run, name=f"{self._name}-{next(self._numbers)}", daemon=True).start()
+        except RuntimeError as error:  # pthread_create(3): EAGAIN
+            self._slots.release()
+            raise ThreadlessError from error
         try:
             async with asyncio.timeout(limit + lasts + ABANDON_AFTER):
                 return await answer

@@ -1,9 +1,12 @@
 """What the Engine's errors mean: each becomes a rejection with a sentence of its own."""
 
+import errno
+
+from agent import means
 from agent.errors import Rejection
 from agent.protocol import ReasonCode
 from agent.runtimes.driver import Call
-from agent.runtimes.engine import AwayError, DeniedError, EngineError, RefusedError
+from agent.runtimes.engine import AwayError, DeniedError, EngineError, RefusedError, ThreadlessError
 from agent.runtimes.recreation import ImageGoneError
 
 _LONGEST_TEXT = 500
@@ -35,6 +38,8 @@ def rejection(error: EngineError, doing: str, container: str, call: Call | None)
         return _refused(error, doing, container, call)
     if isinstance(error, DeniedError):
         hint = "put the agent's user into the group of the socket, or give it a filtering proxy by DOCKER_HOST"
+    elif isinstance(error, ThreadlessError):
+        hint = means.HINTS[errno.EAGAIN]
     else:
         hint = "see that the Docker Engine runs; the agent asks again by itself"
     uncertain = isinstance(error, AwayError) and error.uncertain and call is not None

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent import means
 from agent.errors import Rejection
 from agent.files import FULL
 from agent.protocol import ReasonCode, RuntimeName
-from agent.runtimes import means
 
 PROGRAM = Path(__file__).with_name("launch.py")
 

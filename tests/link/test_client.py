@@ -1,9 +1,13 @@
 """What holds for every call: headers, sizes, time-outs, and each failure with its own sentence."""
 
+import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from aiohttp import web
@@ -132,6 +136,26 @@ async def test_a_name_without_an_address_says_so(
         error = await listed(node)
     assert error.code == Failure.DNS
     assert "supervisor.invalid has no address" in error.message
+
+
+async def test_a_name_that_cannot_be_looked_up_for_want_of_a_thread_says_so_and_is_looked_up_again(
+    supervisor: FakeSupervisor, journal: Journal, conditions: Conditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> NoReturn:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    url = supervisor.url.replace("127.0.0.1", "localhost")
+    async with a_node(supervisor, journal, conditions, url=url) as node:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "_start_new_thread", refuse)
+            error = await listed(node)
+        assert error.code == Failure.DNS
+        assert "the name localhost could not be looked up (Resource temporarily unavailable)" in error.message
+        assert "TasksMax" in (error.hint or "")
+        await node.client.activities(after=0, wait=0, limit=1)
+    assert conditions.all() == []
 
 
 async def test_a_condition_stays_until_each_failing_kind_of_call_has_succeeded(

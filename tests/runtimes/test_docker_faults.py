@@ -2,9 +2,11 @@
 
 import asyncio
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,6 +14,7 @@ from agent.errors import Rejection
 from agent.protocol import ReasonCode
 from agent.runtimes.docker import DockerDriver
 from agent.runtimes.driver import Step
+from agent.runtimes.engine import THREADS
 from tests.fakes.engine import FakeEngine, fake_engine
 from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.engine_rig import DEAF, RealEngine, a_name, driver_of, running_engine, settled_as
@@ -77,6 +80,55 @@ async def test_more_calls_than_threads_to_an_engine_that_hangs_end_all(fake: Fak
     codes = {error.code for error in ended if isinstance(error, Rejection)}
     assert codes == {ReasonCode.DRIVER_UNAVAILABLE}
     assert len(ended) == 9
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process make no more threads, as at TasksMax=."""
+
+    def refuse(*_args: object) -> NoReturn:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threading, "_start_new_thread", refuse)
+
+
+async def test_a_thread_that_cannot_be_made_is_said_and_costs_no_later_call(
+    driver: DockerDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        for _ in range(THREADS + 1):
+            with pytest.raises(Rejection, match="no thread can be made for it: Resource temporarily") as refused:
+                await driver.observe()
+            assert refused.value.code is ReasonCode.DRIVER_UNAVAILABLE
+            assert "TasksMax" in (refused.value.hint or "")
+    assert (await driver.observe()).state == "stopped"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_restart_that_can_make_no_thread_between_its_calls_goes_on_or_says_so(
+    fake: FakeEngine, driver: DockerDriver, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    await driver.start(Steps())
+    steps = Steps()
+    with monkeypatch.context() as patch:
+
+        async def record(step: Step) -> None:
+            await steps(step)
+            if steps.words() == ["stop", "start!"]:
+                refuse_threads(patch)
+                if comes_back:
+                    asyncio.get_running_loop().call_later(0.3, patch.undo)
+
+        if comes_back:
+            assert (await driver.restart(record)).calls == ("stop", "start", "start")
+        else:
+            with pytest.raises(Rejection) as refused:
+                await driver.restart(record)
+            assert refused.value.code is ReasonCode.DRIVER_UNAVAILABLE
+            assert refused.value.evidence == {}
+    assert fake.running is comes_back
+    assert fake.calls.count("start") == (2 if comes_back else 1)
 
 
 async def test_where_nothing_is_left_over_nothing_is_looked_for_again(fake: FakeEngine, driver: DockerDriver) -> None:
