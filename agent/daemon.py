@@ -349,6 +349,10 @@ class Daemon:
                 after: tuple[object, ...] = (error.code,)
                 if after != before:
                     log.warning("runtime.unreadable", runtime=runtime.name, cause=error.message)
+            except Exception as error:  # a look that only serves the heartbeat ends no action that is under way
+                after = (repr(error),)
+                if after != before:
+                    log.exception("runtime.look_failed", runtime=runtime.name)
             else:
                 after = (seen.state, seen.incarnation, seen.restarts)
                 if seen.running:

@@ -33,6 +33,12 @@ class Verdict:
         return cls(ReportStatus.COMPLETED, None, result.changed, result.evidence, result.committed)
 
     @classmethod
+    def cut_short(cls, row: Row, fault: Rejection) -> "Verdict":
+        """Make the verdict of an action that a fault of the agent ended, with what the journal knows was done."""
+        calls = [call.call for call in row.calls]
+        return cls(ReportStatus.REJECTED, fault.reason(), bool(calls), {"calls": calls})
+
+    @classmethod
     def rejected(cls, rejection: Rejection, work: Work | None = None) -> "Verdict":
         """Make the verdict of an action that failed or was refused."""
         evidence = rejection.evidence if work is None else work.all_evidence(rejection.evidence)
@@ -58,10 +64,11 @@ async def recover(work: Work, conditions: Conditions) -> Verdict:
     decision = work.row.going_back
     try:
         seen = await resume.settle(work, conditions)
-    except Rejection as rejection:
+    except Exception as error:  # noqa: BLE001 - as in `_forward`
+        cause = error if isinstance(error, Rejection) else internal(work.row, error)
         if decision is not None:
-            return Verdict.rejected(await reconfigure.rollback_failed(work, decision, rejection), work)
-        return await _failed(work, rejection)
+            return Verdict.rejected(await reconfigure.rollback_failed(work, decision, cause), work)
+        return await _failed(work, cause)
     if decision is not None:
         return await _backward(work, decision, lambda: resume.resume_back(work, decision, seen))
     return await _forward(work, lambda: resume.resume(work, seen))

@@ -132,14 +132,21 @@ class Lane:
             self._mark.within(LONGEST_STEP)
             await self._tidy()
 
-    async def _survive(self, row: Row, deed: Awaitable[None]) -> None:
-        """Await a deed; whatever fault of the agent it runs into is reported, and never ends the lane."""
+    async def _survive(self, row: Row, deed: Awaitable[None], *, is_recovery: bool = False) -> None:
+        """Await a deed; whatever fault of the agent it runs into is reported, and never ends the lane.
+
+        What was begun is recovered first, as after a crash at that moment: so no runtime is left stopped between two
+        calls, and no config half applied. What is reported is a fault in that as well.
+        """
         try:
             await deed
         except Exception as error:  # noqa: BLE001 - see above
-            await self._finish(
-                row, Verdict.rejected(execution.internal(row, error)), recovered=row.started_at is not None
-            )
+            fault = execution.internal(row, error)
+            row = await self._reread(row)
+            if row.state is RowState.STARTED and not is_recovery:
+                await self._survive(row, self._recover_row(row), is_recovery=True)
+            else:
+                await self._finish(row, Verdict.cut_short(row, fault), recovered=is_recovery)
 
     async def _next(self) -> Row | None:
         while not self._stopping and self._permitted():
@@ -228,7 +235,7 @@ class Lane:
         """Finish what the journal holds as started; there is at most one, for a lane runs one at a time."""
         for row in await self._unfinished():
             log.info("activity.recovering", activity_id=row.id, runtime=row.runtime, action=row.action)
-            await self._survive(row, self._recover_row(row))
+            await self._survive(row, self._recover_row(row), is_recovery=True)
         await self._tidy()
 
     async def _unfinished(self) -> list[Row]:
@@ -389,6 +396,9 @@ class Lane:
                 self._checked[row.id] = action.verb in SUPERSEDING
             except Rejection:
                 self._checked[row.id] = False
+            except Exception as error:  # reported when its turn comes; what is under way has no part in it
+                log.warning("activity.not_checked", activity_id=row.id, error=repr(error), exc_info=error)
+                return False
         try:
             self._refuse_expired(row)
         except Rejection:

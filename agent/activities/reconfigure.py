@@ -59,14 +59,13 @@ async def facts(
 async def _running(runtime: Runtime, seen: Observation | None) -> dict[str, Any]:
     current = await runtime.current_or_none()
     config = current and {"config_id": current.config_id, "version": current.version, "sha256": current.sha256}
-    try:
-        seen = seen or await runtime.driver.observe()
-    except Rejection as rejection:
-        return {"current": config, "unreadable": rejection.message}
+    found = seen or await runtime.seen_or_why_not()
+    if isinstance(found, str):
+        return {"current": config, "unreadable": found}
     return {
-        "state": str(seen.state),
-        "incarnation": seen.incarnation,
-        "config_sha256": seen.config_sha256 if seen.running else None,
+        "state": str(found.state),
+        "incarnation": found.incarnation,
+        "config_sha256": found.config_sha256 if found.running else None,
         "current": config,
     }
 

@@ -7,12 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from agent.errors import Rejection
 from agent.journal import KEEP, Journal, Row
 from agent.protocol import Action, Config, ReasonCode
 from agent.runtimes.driver import Call, Incarnation, Observation, Outcome, Step
 from agent.runtimes.readiness import Readiness
 from agent.runtimes.runtime import Runtime
+
+log = structlog.get_logger(__name__)
 
 LOG_TAIL_CODES = frozenset(
     {ReasonCode.START_FAILED, ReasonCode.STOP_FAILED, ReasonCode.NOT_READY, ReasonCode.UNSTABLE, ReasonCode.TIMEOUT}
@@ -158,6 +162,9 @@ class Work:
         later = asyncio.ensure_future(self.successor())
         try:
             await asyncio.wait({ready, later}, return_when=asyncio.FIRST_COMPLETED)
+            if later.done() and (fault := later.exception()):
+                log.error("activity.fault", activity_id=self.row.id, error=repr(fault), exc_info=fault)
+                await asyncio.wait({ready})
             if ready.done():
                 readiness = ready.result()
                 self.saw(readiness.observation)
@@ -166,18 +173,15 @@ class Work:
                 return readiness
             raise Superseded(later.result())
         finally:
-            for task in (ready, later):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Rejection):
-                    await task
+            await _end(ready, later)
 
     async def explain(self, rejection: Rejection) -> None:
         """Add what the runtime looks like now, and what it logged, to the evidence of a failure."""
-        try:
-            self.saw(await self.runtime.driver.observe())
-        except Rejection as error:
-            self.evidence["after"] = {"unreadable": error.message}
+        seen = await self.runtime.seen_or_why_not()
+        if isinstance(seen, str):
+            self.evidence["after"] = {"unreadable": seen}
             return
+        self.saw(seen)
         if rejection.code in LOG_TAIL_CODES and self.last_seen is not None and self.last_seen.incarnation:
             self.evidence.update(await self.runtime.log_tail(self.last_seen.incarnation))
 
@@ -194,3 +198,13 @@ class Work:
         """Return the evidence so far, with the calls that were made."""
         calls = [call.call for call in self.row.calls] + self.calls
         return {**self.evidence, **(more or {}), "calls": calls}
+
+
+async def _end(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks and see them end; what they then come to does not take the place of what is known already."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()):
+            log.debug("activity.wait_ended", error=repr(error))

@@ -139,12 +139,25 @@ class Runtime:
             warnings=self.driver.warnings(),
         )
 
+    async def seen_or_why_not(self) -> Observation | str:
+        """Look at it for a report; never raises, for a verdict is told whatever else is wrong."""
+        try:
+            return await self.driver.observe()
+        except Rejection as error:
+            return error.message
+        except Exception:  # see above
+            log.exception("runtime.look_failed", runtime=self.name)
+            return "cannot look at it: a fault of the agent, see its log"
+
     async def log_tail(self, incarnation: Incarnation | None) -> dict[str, Any]:
         """Return the last log lines of one run as evidence, redacted and bounded, or why there are none."""
         try:
             lines = await self.driver.log_tail(incarnation, max_bytes=TAIL_BYTES)
         except Rejection as error:
             return {"log_tail_missing": error.message}
+        except Exception:  # as above
+            log.exception("runtime.log_failed", runtime=self.name)
+            return {"log_tail_missing": "cannot read it: a fault of the agent, see its log"}
         return {"log_tail": _bounded([self.redactor.text(line) for line in lines[-TAIL_LINES:]])}
 
     def _unknown(self, activity_id: int | None, message: str) -> RuntimeStatus:
