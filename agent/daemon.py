@@ -208,8 +208,8 @@ class Daemon:
             runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor, shared)
             await runtime.open()
             stack.push_async_callback(runtime.close)
-            current = await runtime.current_or_none()
-            await journal.know_runtime(name, current=current.name if current else None)
+            with contextlib.suppress(Rejection):  # its lane asks again before it begins anything
+                await journal.know_runtime(name, current=await runtime.current_name())
             self._runtimes[name] = runtime
         tokens = Tokens(identity, self._state_dir, clock=self._clock, learned=self._redactor.add)
         instances = await Instances.open(self._state_dir)

@@ -3,12 +3,16 @@
 Each is written as it reads: make the driver's verb true, then see that it is true.
 """
 
+import structlog
+
 from agent.activities.work import Result, Work
 from agent.errors import Rejection
 from agent.journal import KEEP
 from agent.protocol import ReasonCode, RuntimeState
 from agent.runtimes.driver import Incarnation, Observation
 from agent.runtimes.readiness import Readiness
+
+log = structlog.get_logger(__name__)
 
 
 async def start(work: Work) -> Result:
@@ -82,7 +86,11 @@ def refuse_old_run(readiness: Readiness, not_this: Incarnation | None) -> None:
 
 async def what_runs_is_committed(work: Work, observation: Observation) -> object:
     """Return the release to commit: the current one, when the run that was seen ready was started with it."""
-    current = await work.runtime.current_or_none()
+    try:
+        current = await work.runtime.current()
+    except Rejection as rejection:  # that nothing can be said of it does not make it none
+        log.warning("release.not_committed", runtime=work.runtime.name, cause=rejection.message)
+        return KEEP
     expected = None if current is None else current.sha256
     if observation.config_sha256 != expected:
         return KEEP

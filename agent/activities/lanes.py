@@ -176,24 +176,35 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - reported like any other, with the facts of a reconfigure
             await self._refuse(row, execution.internal(row, error))
             return
+        started = await self._begin(row, action)
+        if started is not None:
+            log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
+            await self._carry_out(self._work(started, action, config, recovered=False))
+
+    async def _begin(self, row: Row, action: Action) -> Row | None:
+        """Write `started`; None when it is refused, or could not be written yet."""
         try:
             await self._know_runtime()
-            started = await self._journal.start(row.id, action.verb)
+            return await self._journal.start(row.id, action.verb)
         except JournalFullError as error:
             await self._refuse(row, Rejection(ReasonCode.NO_SPACE, error.message, hint=error.hint))
-            return
         except JournalError:
             await self._pause()
-            return
-        if started is None:
-            return
-        log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
-        await self._carry_out(self._work(started, action, config, recovered=False))
+        except Rejection as rejection:
+            await self._refuse(row, rejection)
+        return None
 
     async def _know_runtime(self) -> None:
-        """In a journal that does not know the runtime, what is current before the first effect counts as committed."""
-        current = await self.runtime.current_or_none()
-        await self._journal.know_runtime(self.runtime.name, current=current.name if current else None)
+        """In a journal that does not know the runtime, what is current before the first effect counts as committed.
+
+        A damaged one too: to take it for none would let a later config go back to none, and call that the last one.
+
+        Raises:
+            Rejection: What is current cannot be told.
+        """
+        if not await self._journal.knows_runtime(self.runtime.name):
+            current = await self.runtime.current_name()
+            await self._journal.know_runtime(self.runtime.name, current=current)
 
     async def _refuse(self, row: Row, rejection: Rejection, *, recovered: bool = False) -> None:
         """Finish what has had no effect; a reconfigure states its three facts here too."""

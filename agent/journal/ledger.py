@@ -367,25 +367,28 @@ class Journal:
 
         return await self._write(write, announce, when_full=write_short)
 
+    async def knows_runtime(self, runtime: str) -> bool:
+        """Tell whether it met a runtime before."""
+        return await self._runtime(runtime) is not None
+
     async def know_runtime(self, runtime: str, *, current: str | None) -> None:
         """Meet a runtime: in a journal that never knew it, its current release counts as the committed one."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR IGNORE INTO runtimes VALUES (?, ?, NULL)", (runtime, current))
-
-        await self._write(write)
+        statement = "INSERT OR IGNORE INTO runtimes VALUES (?, ?, NULL)"
+        await self._write(lambda connection: connection.execute(statement, (runtime, current)).rowcount)
 
     async def committed(self, runtime: str) -> str | None:
         """Return the last release of a runtime that was seen ready, if any."""
-        statement = "SELECT committed FROM runtimes WHERE runtime = ?"
-        row = await self._database.read(lambda connection: connection.execute(statement, (runtime,)).fetchone())
+        row = await self._runtime(runtime)
         return None if row is None else row["committed"]
 
     async def last_verb(self, runtime: str) -> Verb | None:
         """Return the last start, stop or restart that was begun on a runtime, if any."""
-        statement = "SELECT last_verb FROM runtimes WHERE runtime = ?"
-        row = await self._database.read(lambda connection: connection.execute(statement, (runtime,)).fetchone())
+        row = await self._runtime(runtime)
         return None if row is None or row["last_verb"] is None else Verb(row["last_verb"])
+
+    async def _runtime(self, runtime: str) -> sqlite3.Row | None:
+        statement = "SELECT committed, last_verb FROM runtimes WHERE runtime = ?"
+        return await self._database.read(lambda connection: connection.execute(statement, (runtime,)).fetchone())
 
     # --- for everybody
 

@@ -116,6 +116,14 @@ class Releases:
             if self._folder.is_dir():
                 fsync_folder(self._folder)
 
+    def current_name(self) -> str | None:
+        """Return what the release in use is called, also when it is damaged; None when there is none."""
+        with self._disk("read the current config"):
+            try:
+                return self._current.readlink().name
+            except FileNotFoundError:
+                return None
+
     def current(self) -> Release | None:
         """Return the release in use; None when there is none.
 
@@ -123,14 +131,13 @@ class Releases:
             Rejection: `config_missing` when it is named but cannot be read: a runtime that starts without its config
                 would start with defaults, silently.
         """
-        with self._disk("read the current config"):
-            try:
-                name = self._current.readlink().name
-            except FileNotFoundError:
-                return None
-            release = self.get(name)
+        name = self.current_name()
+        if name is None:
+            return None
+        release = self.get(name)
         if release is None:
-            msg = f"cannot read the current config of {self._runtime}: {name} is missing or damaged"
+            file = self._releases / name / "release.json"
+            msg = f"cannot read the current config of {self._runtime}: {name} is missing or damaged: {file}"
             raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config")
         return release
 
@@ -145,12 +152,17 @@ class Releases:
             return None
 
     def get(self, name: str) -> Release | None:
-        """Return a release by its name; None when it is not here, or damaged."""
-        try:
-            data = json.loads((self._releases / name / "release.json").read_bytes())
-            return Release(**{**data, "secret_keys": tuple(data["secret_keys"])})
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
-            return None
+        """Return a release by its name; None when it is not here, or damaged.
+
+        Raises:
+            Rejection: `not_permitted`: the disk does not let it be read.
+        """
+        with self._disk("read a config"):
+            try:
+                data = json.loads((self._releases / name / "release.json").read_bytes())
+                return Release(**{**data, "secret_keys": tuple(data["secret_keys"])})
+            except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+                return None
 
     def environment(self) -> dict[str, str]:
         """Return the variables of the current release, with those that point to its files.

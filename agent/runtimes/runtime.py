@@ -203,6 +203,10 @@ class Runtime:
         """Return the release in use; see `Releases.current`."""
         return await self._worker.run(self.releases.current)
 
+    async def current_name(self) -> str | None:
+        """Return what the release in use is called, also when it is damaged; see `Releases.current_name`."""
+        return await self._worker.run(self.releases.current_name)
+
     async def current_or_none(self) -> Release | None:
         """Return the release in use; None also when it is damaged: then another config mends it."""
         try:

@@ -7,6 +7,7 @@ that it began after the switch. Of any other run it is not known, unless this ag
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import Rejection
@@ -38,7 +39,9 @@ class StartedWith:
 
     def seen_before_call(self, unit: Unit) -> str | None:
         """Remember what is there before a call, while nothing is switched; returns what `find_out` does."""
-        self._before = self._releases.switched_at(), unit.incarnation
+        self._before = None
+        with suppress(OSError):  # a folder that cannot be read stands in the way of a start only
+            self._before = self._releases.switched_at(), unit.incarnation
         return self.find_out(unit) if unit.state is RuntimeState.RUNNING else None
 
     def is_read_by(self, unit: Unit) -> bool:

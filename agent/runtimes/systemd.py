@@ -90,6 +90,7 @@ class SystemdDriver:
         self._runtime = runtime
         self._name = unit
         self._environment_file = folder.absolute() / "current" / "environment"
+        self._releases = releases
         self._started_with = StartedWith(releases, self._environment_file)
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
@@ -259,6 +260,8 @@ class SystemdDriver:
         if cause := unit.unusable():
             hint = f"systemctl status {self._name} says more"
             raise Rejection(ReasonCode.START_FAILED, f"{self._cannot(call)}: {cause}", hint=hint)
+        if self._started_with.is_read_by(unit):  # with what cannot be read it would start with defaults, silently
+            await self._worker.run(self._releases.environment)
         began = time.monotonic()
         calls: tuple[Call, ...] = (call,)
         await self._record(record, call, before)

@@ -469,3 +469,21 @@ async def test_going_back_to_none_from_a_damaged_release_takes_it_away(bench: Be
     row = await bench.finished(await bench.dispatch("reconfigure:8", config=make_config(8)))
     assert row.evidence["outcome"] == "rolled_back"
     assert not await asyncio.to_thread((bench.folder / "runtimes/iggy/current").is_symlink)
+
+
+async def test_a_damaged_current_release_is_not_taken_for_none_that_was_committed(bench: Bench) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    releases = bench.folder / "runtimes/iggy/releases"
+    await asyncio.to_thread((releases / "5-1/release.json").write_text, "{")
+    bench.world.runs_with = None  # as systemd, which does not say what it gave to a run
+    row = await bench.finished(await bench.dispatch("start"))
+    assert (row.status, row.changed) == ("completed", False)
+    assert await bench.journal.committed("iggy") == "5-1"
+    bench.world.never_ready_with = {make_config(6)["sha256"]}
+    row = await bench.finished(await bench.dispatch("reconfigure:6", config=make_config(6)))
+    assert (row.evidence["outcome"], await bench.current()) == ("rollback_failed", "6-1")
+    assert row.reason is not None
+    assert "cannot switch iggy to config 5-1" in row.reason.message
+    assert await asyncio.to_thread((releases / "5-1/environment").exists)

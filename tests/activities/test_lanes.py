@@ -300,3 +300,30 @@ async def test_what_could_not_be_tidied_up_is_tried_again_while_the_agent_may_ac
     await asyncio.sleep(0.1)
     assert calls == 4
     assert (await bench.finished(await bench.dispatch("start"))).status == "completed"
+
+
+async def test_to_a_journal_that_is_new_a_damaged_current_release_is_the_committed_one(bench: Bench) -> None:
+    await asyncio.to_thread(_link_current, bench, "releases/7-3")
+    bench.world.begin()
+    await bench.run()
+    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+    assert await bench.journal.committed("iggy") == "7-3"
+
+
+async def test_with_a_journal_that_is_new_nothing_is_begun_while_what_is_current_cannot_be_told(bench: Bench) -> None:
+    await asyncio.to_thread(_link_current, bench, None)
+    await bench.run()
+    row = await bench.finished(await bench.dispatch("start"))
+    assert row.reason is not None
+    assert (row.reason.code, bench.world.began) == (ReasonCode.NOT_PERMITTED, 0)
+    assert str(bench.folder / "runtimes/iggy/current") in row.reason.message
+    await bench.journal.know_runtime("iggy", current="7-3")
+    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+    assert await bench.journal.committed("iggy") == "7-3"
+
+
+def _link_current(bench: Bench, target: str | None) -> None:
+    """Point `current` at a release; what is no link cannot be read, also by root."""
+    link = bench.folder / "runtimes/iggy/current"
+    link.parent.mkdir(parents=True)
+    link.mkdir() if target is None else link.symlink_to(target)
