@@ -335,6 +335,7 @@ class Daemon:
         every now and then finds the change.
         """
         before: tuple[object, ...] | None = None
+        await self._learn_secrets(runtime)
         while True:
             pushed = False
             with contextlib.suppress(TimeoutError):
@@ -344,6 +345,7 @@ class Daemon:
             if pushed and self._lanes is not None and self._lanes.current(runtime.name) is not None:
                 await asyncio.sleep(ACTING_PAUSE)
             try:
+                await self._learn_secrets(runtime)
                 seen = await runtime.driver.observe()
             except Rejection as error:
                 after: tuple[object, ...] = (error.code,)
@@ -360,6 +362,17 @@ class Daemon:
             if pushed or after != before:
                 heartbeat.beat()
             before = after
+
+    async def _learn_secrets(self, runtime: Runtime) -> None:
+        """Say it while the folder of a runtime's configs cannot be read."""
+        code = f"{runtime.name}_folder_unreadable"
+        try:
+            await runtime.learn_secrets()
+        except Rejection as error:
+            message = f"{error.message}; until it can be read, the log of {runtime.name} is not shown"
+            self._conditions.set(code, message, hint=error.hint)
+        else:
+            self._conditions.clear(code)
 
     # --- what others are told
 

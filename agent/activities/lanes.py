@@ -41,7 +41,7 @@ WRITE_AGAIN = 1.0
 LONGEST_STEP = 120.0
 """Seconds; more than what a lane does between two activities can take. Past it the lane is stuck."""
 TIDY_AGAIN = 2.0
-"""Seconds between two tries to tidy up, where a driver could not be asked, while there is nothing else to do."""
+"""Seconds between two tries to set up or to tidy up, where a driver could not, while there is nothing else to do."""
 COMPARE_PATIENCE = 2.0
 """Seconds that the recovery of what would begin anew waits for the Supervisor's first answer."""
 SUPERSEDING = frozenset({Verb.STOP, Verb.RESTART, Verb.RECONFIGURE})
@@ -73,7 +73,8 @@ class Lane:
         now: The Supervisor's time, which expiry is judged by.
         permitted: Whether this agent may act; False once another instance took over, or the node is decommissioned.
         conditions: Where it says that it has to wait.
-        on_recovered: Awaited once recovery is over, before anything new begins.
+        on_recovered: Awaited once recovery is over, before anything new begins; again, while it returns True and there
+            is nothing else to do.
         mark: Shows that the lane goes on.
     """
 
@@ -85,7 +86,7 @@ class Lane:
         now: Callable[[], datetime],
         permitted: Callable[[], bool],
         conditions: Conditions,
-        on_recovered: Callable[[Runtime], Awaitable[None]],
+        on_recovered: Callable[[Runtime], Awaitable[bool | None]],
         mark: Mark,
     ) -> None:
         self.runtime = runtime
@@ -100,6 +101,7 @@ class Lane:
         self._work_ready = journal.work_ready.subscribe()
         self._stopping = False
         self._untidy = False
+        self._not_set_up = False
         self._checked: dict[int, bool] = {}
 
     def stop(self) -> None:
@@ -110,7 +112,7 @@ class Lane:
     async def run(self) -> None:
         """Recover, then take up one activity after the other, until `stop`."""
         await self._recover()
-        await self._on_recovered(self.runtime)
+        await self._set_up()
         while not self._stopping:
             self._mark.within(LONGEST_STEP)
             row = await self._next()
@@ -119,10 +121,13 @@ class Lane:
             else:
                 await self._survive(row, self._take_up(row))
 
+    async def _set_up(self) -> None:
+        self._not_set_up = bool(await self._on_recovered(self.runtime))
+
     async def _wait_for_work(self) -> None:
-        """Wait until there may be something to do; meanwhile try again to tidy up, if that failed."""
+        """Wait until there may be something to do; meanwhile try again to set up and to tidy up, if that failed."""
         self._mark.rest()
-        if not (self._untidy and self._permitted()):
+        if not ((self._untidy or self._not_set_up) and self._permitted()):
             await self._work_ready.wait()
             return
         try:
@@ -130,7 +135,10 @@ class Lane:
                 await self._work_ready.wait()
         except TimeoutError:
             self._mark.within(LONGEST_STEP)
-            await self._tidy()
+            if self._not_set_up:
+                await self._set_up()
+            if self._untidy:
+                await self._tidy()
 
     async def _survive(self, row: Row, deed: Awaitable[None], *, is_recovery: bool = False) -> None:
         """Await a deed; whatever fault of the agent it runs into is reported, and never ends the lane.
@@ -428,7 +436,7 @@ class Lanes:
         now: Callable[[], datetime],
         permitted: Callable[[], bool],
         conditions: Conditions,
-        on_recovered: Callable[[Runtime], Awaitable[None]],
+        on_recovered: Callable[[Runtime], Awaitable[bool | None]],
         progress: Progress | None = None,
     ) -> None:
         progress = progress or Progress()

@@ -13,7 +13,7 @@ import structlog
 from agent.conditions import Conditions
 from agent.errors import JournalError, Rejection
 from agent.journal import Journal
-from agent.protocol import RuntimeName, Verb
+from agent.protocol import ReasonCode, RuntimeName, Verb
 from agent.runtimes.driver import Recorder, Step
 from agent.runtimes.runtime import Runtime
 
@@ -34,19 +34,25 @@ class OwnedRuntimes:
         self._journal = journal
         self._conditions = conditions
 
-    async def start(self, runtime: Runtime) -> None:
-        """Start a runtime with the agent, if it is owned and was not stopped by an action."""
+    async def start(self, runtime: Runtime) -> bool:
+        """Start a runtime with the agent, if it is owned and was not stopped by an action.
+
+        Returns:
+            Whether to try again later: its folder could not be used.
+        """
         if runtime.name not in self._runtimes:
-            return
+            return False
         try:
             if await self._journal.last_verb(runtime.name) is Verb.STOP:
                 log.info("owned.left_stopped", runtime=runtime.name)
-                return
+                self._conditions.clear(_condition(runtime.name))
+                return False
             outcome = await runtime.driver.start(_not_journaled)
         except (Rejection, JournalError) as error:
             self._conditions.set(_condition(runtime.name), error.message, hint=error.hint)
-        else:
-            log.info("owned.started", runtime=runtime.name, calls=list(outcome.calls))
+            return isinstance(error, Rejection) and error.code is ReasonCode.DRIVER_UNAVAILABLE
+        log.info("owned.started", runtime=runtime.name, calls=list(outcome.calls))
+        return False
 
     def seen_running(self, name: RuntimeName) -> None:
         """Note that a runtime runs, whoever started it."""

@@ -104,10 +104,13 @@ class ProcessDriver:
     # --- the driver protocol -------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Adopt what runs, watch it, and keep its log bounded."""
+        """Adopt what runs, watch it, and keep its log bounded; without its folder it tries again with each look."""
         self._watcher.open()
-        await self._worker.run(self._make_folders)
-        await self.observe()
+        try:
+            await self._worker.run(self._make_folders)
+            await self.observe()
+        except Rejection as error:  # whoever looks or starts it next is told
+            log.warning("process.folder_unusable", runtime=self._runtime, cause=error.message, hint=error.hint)
         self._housekeeping = asyncio.create_task(self._keep_log_bounded())
 
     async def close(self) -> None:

@@ -200,10 +200,13 @@ class Releases:
                 link.unlink()
 
     def _all(self) -> Iterator[Release]:
-        if self._releases.is_dir():
-            for folder in self._releases.iterdir():
-                if not folder.name.startswith(".") and (release := self.get(folder.name)):
-                    yield release
+        try:
+            folders = list(self._releases.iterdir())
+        except FileNotFoundError:
+            return
+        for folder in folders:
+            if not folder.name.startswith(".") and (release := self.get(folder.name)):
+                yield release
 
     def _values(self, release: Release) -> dict[str, str]:
         path = self._releases / release.name / "environment"

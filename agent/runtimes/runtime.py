@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,15 @@ class Runtime:
         self._probe = Probe(plan) if plan else None
         self._worker = Worker(f"releases-{name}")
         self._sample: _Sample | None = None
+        self._knows_secrets = False
 
     async def open(self) -> None:
-        """Learn what is secret, then open the driver; never starts or stops anything."""
-        self.redactor.add(await self._worker.run(self.releases.secret_values))
+        """Learn what is secret, then open the driver; never starts or stops anything.
+
+        A folder that cannot be read is no reason not to: whoever needs what is in it is told, and looks again.
+        """
+        with suppress(Rejection):
+            await self.learn_secrets()
         await self.driver.open()
 
     async def close(self) -> None:
@@ -81,6 +87,16 @@ class Runtime:
         if self._probe is not None:
             await self._probe.close()
         await self._worker.close()
+
+    async def learn_secrets(self) -> None:
+        """Learn what is secret in its configs, unless that is known; until then its log is not shown.
+
+        Raises:
+            Rejection: They cannot be read.
+        """
+        if not self._knows_secrets:
+            self.redactor.add(await self._worker.run(self.releases.secret_values))
+            self._knows_secrets = True
 
     # --- readiness -----------------------------------------------------------------------------------------------
 
@@ -152,6 +168,7 @@ class Runtime:
     async def log_tail(self, incarnation: Incarnation | None) -> dict[str, Any]:
         """Return the last log lines of one run as evidence, redacted and bounded, or why there are none."""
         try:
+            await self.learn_secrets()
             lines = await self.driver.log_tail(incarnation, max_bytes=TAIL_BYTES)
         except Rejection as error:
             return {"log_tail_missing": error.message}

@@ -59,6 +59,7 @@ class Bench:
     action_timeout: float = 20.0
     patience: float = 10.0
     """Seconds that a test waits for what has to come."""
+    on_recovered: Callable[[Runtime], Awaitable[bool | None]] = field(default=lambda _: asyncio.sleep(0))
     lanes: Lanes | None = None
     task: asyncio.Task[None] | None = None
     listed: list[dict[str, Any]] = field(default_factory=list)
@@ -102,15 +103,13 @@ class Bench:
         await runtime.open()
         self.runtime = runtime
 
-        async def nothing(_runtime: Runtime) -> None: ...
-
         self.lanes = Lanes(
             {RuntimeName.IGGY: runtime},
             self.journal,
             now=lambda: self.now,
             permitted=lambda: self.permitted,
             conditions=self.conditions,
-            on_recovered=nothing,
+            on_recovered=self.on_recovered,
         )
         self.task = asyncio.create_task(self.lanes.run())
 

@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from agent.activities import lanes as lanes_module
 from agent.activities.owned import OwnedRuntimes
 from agent.errors import JournalError
 from agent.protocol import ReportStatus, RuntimeName
@@ -45,10 +48,35 @@ async def test_one_that_cannot_be_started_is_said_until_it_runs(bench: Bench) ->
     runtime = bench.make_runtime()
     owned = owned_by(bench, runtime)
     bench.world.unavailable = True
-    await owned.start(runtime)
+    assert await owned.start(runtime)
     assert "iggy_not_started" in bench.conditions
     owned.seen_running(RuntimeName.IGGY)
     assert "iggy_not_started" not in bench.conditions
+
+
+async def test_one_whose_folder_cannot_be_used_for_a_while_is_started_when_it_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    runtime = bench.make_runtime()
+    owned = owned_by(bench, runtime)
+    tries = 0
+
+    async def start(started: Runtime) -> bool:
+        nonlocal tries
+        tries += 1
+        return await owned.start(started)
+
+    async def tried(times: int) -> bool:
+        return tries >= times
+
+    bench.world.unavailable = True
+    bench.on_recovered = start
+    await bench.run()
+    await until(lambda: tried(3), what="it was tried again")
+    bench.world.unavailable = False
+    await until(lambda: asyncio.sleep(0, bench.world.running is not None), what="it was started")
+    assert bench.world.began == 1
 
 
 async def test_it_is_stopped_with_the_agent(bench: Bench) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,50 @@ async def test_secrets_of_staged_configs_are_known_after_a_restart_of_the_agent(
     await first.stage(config(values={"IGGY_X": "an unlikely value"}, secret_keys=["IGGY_X"]))
     second = await make(ScriptedDriver())
     assert second.redactor.text("it was an unlikely value") == "it was [redacted]"
+
+
+def _put_in_the_way(folder: Path) -> Path:
+    """Put a file in the place of a folder, which then cannot be read by root either; returns where the folder is."""
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_text("a file in the way")
+    return aside
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    folder.unlink()
+    aside.rename(folder)
+
+
+async def test_while_its_folder_cannot_be_read_it_is_open_and_shows_no_log(make: Make, folder: Path) -> None:
+    await (await make(ScriptedDriver())).stage(config(values={"IGGY_X": "an unlikely value"}, secret_keys=["IGGY_X"]))
+    releases = folder / "releases"
+    aside = await asyncio.to_thread(_put_in_the_way, releases)
+    driver = ScriptedDriver()
+    driver.tail = ["it was an unlikely value"]
+    runtime = await make(driver)
+    with pytest.raises(Rejection, match=f"cannot read the configs of iggy: .*{releases}") as caught:
+        await runtime.learn_secrets()
+    assert caught.value.hint == "check the state folder and its permissions"
+    shown = await runtime.log_tail(Incarnation("1"))
+    assert shown == {"log_tail_missing": caught.value.message}
+    await asyncio.to_thread(_put_back, aside, releases)
+    assert await runtime.log_tail(Incarnation("1")) == {"log_tail": ["it was [redacted]"]}
+
+
+async def test_a_process_whose_folder_cannot_be_used_is_adopted_when_it_can(
+    make_driver: MakeDriver, steps: Steps, folder: Path
+) -> None:
+    first = await make_driver()
+    await first.start(steps)
+    running = await first.observe()
+    aside = await asyncio.to_thread(_put_in_the_way, folder)
+    second = await make_driver()
+    with pytest.raises(Rejection, match=f"cannot look at iggy: .*{folder}") as caught:
+        await second.observe()
+    assert caught.value.code is ReasonCode.DRIVER_UNAVAILABLE
+    await asyncio.to_thread(_put_back, aside, folder)
+    assert (await second.observe()).incarnation == running.incarnation
+    assert (await second.stop(steps)).before.pid == running.pid
 
 
 async def test_secrets_in_the_files_of_a_config_are_known_when_it_is_staged_and_after_a_restart(make: Make) -> None:
