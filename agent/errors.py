@@ -3,7 +3,9 @@
     AgentError                 everything the agent raises on purpose; says what, why, and the next step
     ├── Rejection              becomes the report of an activity: `rejected`, with a code
     ├── SettingsError          the settings, or the arguments, are wrong                        exit 78
+    │   └── CaFileUnavailableError    supervisor.ca_file cannot be read just now                exit 74
     ├── IdentityError          the node's identity is missing, foreign, or refused              exit 78
+    │   └── IdentityUnavailableError  it cannot be read or written just now                     exit 74
     ├── JournalError           the journal cannot be opened or written                          exit 74
     │   ├── JournalInUseError  another agent holds the state folder                             exit 75
     │   └── JournalFullError   the disk has no room for it                                      exit 74
@@ -74,10 +76,22 @@ class SettingsError(AgentError):
     exit_code = 78
 
 
+class CaFileUnavailableError(SettingsError):
+    """The file with the Supervisor's CA cannot be read just now; that may pass by itself."""
+
+    exit_code = 74
+
+
 class IdentityError(AgentError):
     """The node has no identity, or one that is not for this machine."""
 
     exit_code = 78
+
+
+class IdentityUnavailableError(IdentityError):
+    """The identity, or the machine's, cannot be read or written just now; that may pass by itself."""
+
+    exit_code = 74
 
 
 class JournalError(AgentError):

@@ -9,6 +9,12 @@ from pathlib import Path
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers that say that a disk, or a share of it, is full."""
 
+LASTING = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
+"""Error numbers that say how files lie and who may use them: that stays until a person changes it. What all others say
+(no space, an I/O error, no descriptors, a file that is not there just now) may pass by itself."""
+
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable.

@@ -2,11 +2,14 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis  # noqa: F401 - imported early: late, on CPython 3.11, its plugin can break pytest's assertion rewriting
 import pytest
 import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
+
+from tests.small_disk import CannotMountError, SmallDisk, mounted
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +38,13 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-real", action="store_true", help="run the tests marked real against real Iggy binaries")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Mount a file system that a test can fill."""
+    try:
+        with mounted(tmp_path / "disk", size="16m") as disk:
+            yield disk
+    except CannotMountError as error:
+        pytest.skip(f"mounting a small disk needs root: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from agent import logs
 from agent.cli.output import print_json, print_text
 from agent.cli.parser import OutputFormat
-from agent.errors import IdentityError, SettingsError
+from agent.errors import CaFileUnavailableError, IdentityError, SettingsError
 from agent.link import enrolment, identity
 from agent.link.identity import Identity
 from agent.redaction import Redactor
@@ -48,6 +48,8 @@ def enroll(args: argparse.Namespace) -> int:
                 state_dir=state_dir,
             )
         )
+    except CaFileUnavailableError as error:  # it was named just now, and nobody starts this again
+        raise SettingsError(error.message, hint=error.hint) from error
     finally:
         logs.close()
     _say(made, state_dir, already=False, as_json=args.format == OutputFormat.JSON)

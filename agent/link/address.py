@@ -6,7 +6,8 @@ from pathlib import Path
 
 from yarl import URL
 
-from agent.errors import SettingsError
+from agent.errors import CaFileUnavailableError, SettingsError
+from agent.files import LASTING
 
 API_PATH = "agent/v1/"
 
@@ -57,22 +58,34 @@ def tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext | None:
     checked even so.
 
     Raises:
-        SettingsError: `ca_file` cannot be read, or holds no certificate.
+        SettingsError: `ca_file` cannot be read, or holds no certificate; CaFileUnavailableError where that may pass by
+            itself, as while somebody writes it anew.
     """
     if ca_file is None and url.startswith("http://"):
         return None
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
-        raise _bad_ca(ca_file, "it holds no certificate in PEM") from error
+        lasting = ca_file is None or not _is_cut_off(ca_file)
+        raise _bad_ca(ca_file, "it holds no certificate in PEM", lasting=lasting) from error
     except OSError as error:
-        raise _bad_ca(ca_file, error.strerror or str(error)) from error
+        raise _bad_ca(ca_file, error.strerror or str(error), lasting=error.errno in LASTING) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _bad_ca(ca_file: Path | None, cause: str) -> SettingsError:
-    return SettingsError(
+def _is_cut_off(ca_file: Path) -> bool:
+    """Tell whether a file looks as one does that is being written: empty, or it ends within a certificate."""
+    try:
+        content = ca_file.read_bytes()
+    except OSError:
+        return True
+    return not content.strip() or content.count(b"-----BEGIN") != content.count(b"-----END")
+
+
+def _bad_ca(ca_file: Path | None, cause: str, *, lasting: bool) -> SettingsError:
+    kind = SettingsError if lasting else CaFileUnavailableError
+    return kind(
         f"cannot use supervisor.ca_file {ca_file}: {cause}",
         hint="it has to be a PEM file with the CA's certificate that the agent's user can read",
     )

@@ -84,7 +84,8 @@ def _prepare(state_dir: Path, machine_id_file: Path) -> Identity | None:
         state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         msg = f"cannot make the state folder {state_dir}: {error.strerror}"
-        raise IdentityError(msg, hint="make it by hand for the agent's user, or set agent.state_dir") from error
+        hint = "make it by hand for the agent's user, or set agent.state_dir"
+        raise identities.unusable(msg, error, hint=hint) from error
     return identities.load(state_dir, machine_id_file=machine_id_file)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, ValidationError
 
-from agent.errors import IdentityError
-from agent.files import write_atomic
+from agent.errors import IdentityError, IdentityUnavailableError
+from agent.files import FULL, LASTING, write_atomic
 from agent.protocol import Id, Message, Time
 
 FILE_NAME = "identity.json"
@@ -67,7 +67,7 @@ def machine_id(state_dir: Path, *, file: Path = MACHINE_ID_FILE) -> str:
     Blocking. The random one is durable when this returns.
 
     Raises:
-        IdentityError: It can neither be read nor kept.
+        IdentityError: It can neither be read nor kept; IdentityUnavailableError where that may pass by itself.
     """
     try:
         if found := _read_machine_id(file):
@@ -79,7 +79,9 @@ def machine_id(state_dir: Path, *, file: Path = MACHINE_ID_FILE) -> str:
         write_atomic(own, f"{made}\n".encode())
     except OSError as error:
         msg = f"cannot tell which machine this is: {error}"
-        raise IdentityError(msg, hint=f"make {file} readable, or {state_dir} writable for the agent's user") from error
+        raise unusable(
+            msg, error, hint=f"make {file} readable, or {state_dir} writable for the agent's user"
+        ) from error
     return made
 
 
@@ -96,7 +98,8 @@ def load(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -> Identit
     """Load the identity; None when this state folder was never enrolled. Blocking.
 
     Raises:
-        IdentityError: It is damaged, cannot be read, or was made for another machine.
+        IdentityError: It is damaged, cannot be read, or was made for another machine; IdentityUnavailableError where
+            that may pass by itself.
     """
     path = state_dir / FILE_NAME
     try:
@@ -105,7 +108,7 @@ def load(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -> Identit
         return None
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror}"
-        raise IdentityError(msg, hint="it has to belong to the agent's user, with mode 0600") from error
+        raise unusable(msg, error, hint="it has to belong to the agent's user, with mode 0600") from error
     try:
         identity = Identity.model_validate_json(content)
     except ValidationError as error:
@@ -131,10 +134,26 @@ def save(state_dir: Path, identity: Identity) -> None:
     """Write the identity; durable, with mode 0600, when this returns. Blocking.
 
     Raises:
-        IdentityError: It cannot be written; the one before is as it was.
+        IdentityError: It cannot be written; the one before is as it was. IdentityUnavailableError where that may pass
+            by itself.
     """
     try:
         write_atomic(state_dir / FILE_NAME, identity.model_dump_json(indent=2).encode() + b"\n", mode=0o600)
     except OSError as error:
         msg = f"cannot write {state_dir / FILE_NAME}: {error.strerror}"
-        raise IdentityError(msg, hint="the state folder has to be writable for the agent's user") from error
+        raise unusable(msg, error, hint="the state folder has to be writable for the agent's user") from error
+
+
+def unusable(message: str, error: OSError, *, hint: str) -> IdentityError:
+    """Make the error of a file or folder that cannot be used: one that keeps the agent down, or one that may pass.
+
+    Args:
+        message: "cannot X: cause".
+        error: What the system said.
+        hint: The next step, if a person has to change how the files lie and who may use them.
+    """
+    if error.errno in LASTING:
+        return IdentityError(message, hint=hint)
+    if error.errno in FULL:
+        return IdentityUnavailableError(message, hint="free space on the disk of the state folder")
+    return IdentityUnavailableError(message, hint="look at that disk, and at the kernel's log; it may pass by itself")

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from agent.conditions import Conditions
-from agent.errors import SupervisorError
+from agent.errors import AgentError, CaFileUnavailableError, IdentityUnavailableError, SupervisorError
 from agent.link import identity as identities
 from agent.link.backoff import Backoff
 from agent.link.blocking import in_thread
@@ -123,21 +123,22 @@ class Joining:
         self._learned([token])
         try:
             await enroll(self._url, self._ca_file, token, self._state_dir, machine_id_file=self._machine_id_file)
-        except SupervisorError as error:
+        except (SupervisorError, IdentityUnavailableError, CaFileUnavailableError) as error:
             self._failed(token, error)
             return False
         return True
 
-    def _failed(self, token: str, error: SupervisorError) -> None:
+    def _failed(self, token: str, error: AgentError) -> None:
         self._refused_token = token
-        if error.status == FOR_EVER:
+        status = error.status if isinstance(error, SupervisorError) else None
+        if status == FOR_EVER:
             seconds, further = math.inf, "it is not asked again before the agent has another token, or is restarted"
         else:
             seconds = self._backoff.failed(error)
             further = "it is asked again after minutes; with another token, or after a restart, at once"
         self._ask_at = time.monotonic() + seconds
         hint = error.hint
-        if error.status in FINAL:
+        if status in FINAL:
             hint = f"{hint or 'look at the log of the Supervisor'}; {further}"
         self._conditions.set(NOT_ENROLLED, error.message, hint=hint)
         log.warning("enroll.failed", cause=error.message, retry_in=None if seconds == math.inf else round(seconds, 1))

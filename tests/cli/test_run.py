@@ -59,3 +59,11 @@ async def test_it_runs_without_an_identity_says_so_and_ends_cleanly_when_told(fo
     assert events[-1] == "agent.stopped"
     assert SECRET.encode() not in b"".join(lines) + out + err
     assert not (folder / "agent.sock").exists()
+
+
+async def test_a_disk_that_fails_for_a_moment_does_not_keep_it_down(folder: Path) -> None:
+    (folder / "state").mkdir()
+    (folder / "state" / "identity.json").symlink_to("/proc/self/mem")  # EIO for everybody
+    result = await iggy_agent("run", **settings(folder))
+    assert result.code == 74
+    assert f"cannot read {folder / 'state' / 'identity.json'}: Input/output error" in result.err

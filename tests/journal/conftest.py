@@ -2,7 +2,7 @@
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 from agent.conditions import Conditions
 from agent.journal import Journal, Row, Taken
 from agent.protocol import ReportOutcome, ReportStatus, Verb
-from tests.small_disk import CannotMountError, SmallDisk, mounted
 
 CREATED_AT = "2026-03-16T12:00:00Z"
 
@@ -172,15 +171,6 @@ async def full(node: Node) -> Node:
     await node.start(3)
     await node.close()
     return node
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    try:
-        with mounted(tmp_path / "disk", size="16m") as disk:
-            yield disk
-    except CannotMountError as error:
-        pytest.skip(f"mounting a small disk needs root: {error}")
 
 
 async def reason(node: Node, number: int) -> str | None:

@@ -56,6 +56,34 @@ def test_a_ca_file_that_cannot_be_used_says_which_and_why(tmp_path: Path) -> Non
         tls_context("http://127.0.0.1:1", tmp_path / "empty.pem")
 
 
+CUT_OFF = "-----BEGIN CERTIFICATE-----\nMIIB\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "exit_code"),
+    [
+        (None, 74),
+        ("", 74),
+        (CUT_OFF, 74),
+        (Path("/proc/self/mem"), 74),  # EIO
+        ("no certificate here", 78),
+        (f"{CUT_OFF}-----END CERTIFICATE-----\n", 78),
+        (Path("/"), 78),
+    ],
+)
+def test_a_ca_file_that_may_be_whole_in_a_moment_does_not_keep_the_agent_down(
+    tmp_path: Path, content: str | Path | None, exit_code: int
+) -> None:
+    file = tmp_path / "ca.pem"
+    if isinstance(content, Path):
+        file.symlink_to(content)
+    elif content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=r"cannot use supervisor\.ca_file") as caught:
+        tls_context("https://supervisor.example.com", file)
+    assert caught.value.exit_code == exit_code
+
+
 def test_plain_http_needs_no_certificates() -> None:
     assert tls_context("http://127.0.0.1:8700", None) is None
     context = tls_context("https://supervisor.example.com", None)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agent.errors import IdentityError
+from agent.errors import IdentityError, IdentityUnavailableError
 from agent.link import identity as identities
 from agent.link.identity import Identity, PreviousToken
+from tests.small_disk import SmallDisk
 
 MACHINE = "0123456789abcdef0123456789abcdef"
 NODE = 610809900976570889
@@ -91,6 +92,46 @@ def test_one_that_cannot_be_read_or_written_says_so(tmp_path: Path) -> None:
         identities.load(tmp_path)
     with pytest.raises(IdentityError, match="cannot write"):
         identities.save(tmp_path / "missing", an_identity())
+
+
+IO_ERROR = Path("/proc/self/mem")
+"""Its first byte cannot be read, by anybody: EIO."""
+
+
+def test_what_may_pass_by_itself_does_not_keep_the_agent_down(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").symlink_to(IO_ERROR)
+    with pytest.raises(IdentityUnavailableError, match=r"cannot read .*identity\.json: Input/output error") as caught:
+        identities.load(tmp_path)
+    assert caught.value.exit_code == 74
+    assert caught.value.hint == "look at that disk, and at the kernel's log; it may pass by itself"
+    with pytest.raises(IdentityUnavailableError, match="which machine"):
+        identities.machine_id(tmp_path, file=IO_ERROR)
+
+
+def test_a_full_disk_does_not_keep_the_agent_down(small_disk: SmallDisk, tmp_path: Path) -> None:
+    small_disk.fill()
+    for attempt in (
+        lambda: identities.save(small_disk.folder, an_identity()),
+        lambda: identities.machine_id(small_disk.folder, file=tmp_path / "none"),
+    ):
+        with pytest.raises(IdentityUnavailableError, match="No space left") as caught:
+            attempt()
+        assert caught.value.exit_code == 74
+        assert caught.value.hint == "free space on the disk of the state folder"
+
+
+def test_what_only_a_person_can_change_keeps_it_down(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").mkdir()
+    in_the_way = tmp_path / "state"
+    in_the_way.write_text("a file in the way")
+    for attempt in (
+        lambda: identities.load(tmp_path),
+        lambda: identities.save(in_the_way, an_identity()),
+        lambda: identities.machine_id(in_the_way, file=tmp_path / "none"),
+    ):
+        with pytest.raises(IdentityError) as caught:
+            attempt()
+        assert caught.value.exit_code == 78
 
 
 def test_the_machine_id_is_the_systems(tmp_path: Path, machine_id_file: Path) -> None:

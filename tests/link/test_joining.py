@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from agent.conditions import Condition, Conditions
-from agent.errors import IdentityError
+from agent.errors import IdentityError, IdentityUnavailableError
 from agent.link import identity as identities
 from agent.link import joining as joinings
 from agent.link.backoff import Backoff
@@ -34,6 +35,7 @@ class Newcomer:
     conditions: Conditions
     credential: str | None = ENROLMENT_TOKEN
     unreadable: Exception | None = None
+    ca_file: Path | None = None
     looks: int = 0
     ready: int = 0
     learned: list[str] = field(default_factory=list)
@@ -55,7 +57,7 @@ class Newcomer:
     async def join(self, backoff: Backoff | None = None) -> Identity | None:
         joining = Joining(
             url=self.supervisor.url,
-            ca_file=None,
+            ca_file=self.ca_file,
             state_dir=self.state_dir,
             conditions=self.conditions,
             credential=self.read,
@@ -229,3 +231,33 @@ async def test_what_is_wrong_here_ends_it(newcomer: Newcomer) -> None:
     newcomer.state_dir.write_text("a file in the way")
     with pytest.raises(IdentityError):
         await newcomer.join()
+
+
+async def test_a_ca_file_that_is_not_there_yet_is_said_and_waited_for(newcomer: Newcomer, tmp_path: Path) -> None:
+    newcomer.ca_file = tmp_path / "ca.pem"
+    joining = asyncio.create_task(newcomer.join(Backoff(first=0.01, cap=0.01)))
+    await newcomer.looked(3)
+    assert newcomer.condition().message.startswith(f"cannot use supervisor.ca_file {newcomer.ca_file}: No such file")
+    assert newcomer.ready > 0
+    await asyncio.to_thread(trustme.CA().cert_pem.write_to_path, str(newcomer.ca_file))
+    assert await joining is not None
+
+
+async def test_an_identity_that_cannot_be_written_for_a_while_is_asked_for_again(
+    newcomer: Newcomer, supervisor: FakeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(_state_dir: Path, _identity: Identity) -> None:
+        msg = "cannot write identity.json: No space left on device"
+        raise IdentityUnavailableError(msg, hint="free space")
+
+    with monkeypatch.context() as full:
+        full.setattr(identities, "save", save)
+        joining = asyncio.create_task(newcomer.join(Backoff(first=0.01, cap=0.01)))
+        await eventually(lambda: supervisor.count("enroll") >= 2)
+        assert (newcomer.condition().message, newcomer.condition().hint) == (
+            "cannot write identity.json: No space left on device",
+            "free space",
+        )
+    identity = await joining
+    assert identity is not None
+    assert identity.node_id == NODE
