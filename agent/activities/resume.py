@@ -34,11 +34,18 @@ async def settle(work: Work, conditions: Conditions) -> Observation:
         Rejection: `timeout` when it can be read and never comes to rest within the action's time.
     """
     code = f"recovery_waits_{work.row.runtime}"
+    try:
+        return await _settle(work, conditions, code)
+    finally:
+        conditions.clear(code)
+
+
+async def _settle(work: Work, conditions: Conditions, code: str) -> Observation:
     limit = work.runtime.timeouts.action
     while True:
         try:
             async with asyncio.timeout(limit):
-                seen = await work.runtime.driver.settle()
+                return await work.runtime.driver.settle()
         except TimeoutError as error:
             raise Rejection(
                 ReasonCode.TIMEOUT,
@@ -52,9 +59,6 @@ async def settle(work: Work, conditions: Conditions) -> Observation:
                 code, f"activity {work.row.id} cannot be recovered yet: {rejection.message}", hint=rejection.hint
             )
             await asyncio.sleep(ASK_AGAIN)
-        else:
-            conditions.clear(code)
-            return seen
 
 
 async def resume(work: Work, seen: Observation) -> Result:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent.activities import resume
+from agent.errors import Rejection
 from agent.journal import RowState
 from agent.protocol import ReasonCode, ReportStatus, RuntimeState
 from agent.runtimes.driver import Call, Observation, Outcome, Recorder
@@ -202,6 +203,39 @@ async def test_recovery_waits_for_a_driver_that_is_away(bench: Bench, monkeypatc
     bench.world.unavailable = False
     assert (await bench.finished(activity_id)).status is ReportStatus.COMPLETED
     assert "recovery_waits_iggy" not in bench.conditions
+
+
+@pytest.mark.parametrize("code", [ReasonCode.TIMEOUT, ReasonCode.NOT_PERMITTED])
+async def test_that_recovery_waits_is_not_said_any_more_when_it_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: ReasonCode
+) -> None:
+    """The driver is back, and the runtime never comes to rest, or may not be looked at."""
+    monkeypatch.setattr(resume, "ASK_AGAIN", 0.01)
+    bench.action_timeout = 0.1
+    await bench.run()
+    activity_id = await bench.dispatch("start")
+    await die_at(bench, Call.START, effect=False)
+    real, away = bench.driver.settle, True
+
+    async def settle() -> Observation:
+        if away:
+            raise Rejection(ReasonCode.DRIVER_UNAVAILABLE, "cannot look: the engine is away")
+        if code is not ReasonCode.TIMEOUT:
+            raise Rejection(code, "cannot look: the engine refuses")
+        await asyncio.sleep(NEVER)
+        return await real()
+
+    monkeypatch.setattr(bench.driver, "settle", settle)
+    await bench.start_again(listed=False)
+
+    async def said() -> bool:
+        return "recovery_waits_iggy" in bench.conditions
+
+    await until(said, what="the condition says that recovery waits")
+    away = False
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, "recovery_waits_iggy" in bench.conditions) == (code, False)
 
 
 async def test_a_runtime_that_never_comes_to_rest_ends_recovery_with_the_time(bench: Bench) -> None:
