@@ -62,16 +62,29 @@ async def recover(work: Work, conditions: Conditions) -> Verdict:
         JournalError: As for `carry_out`.
     """
     decision = work.row.going_back
+    if decision is not None:
+        return await _recover_back(work, decision, conditions)
     try:
         seen = await resume.settle(work, conditions)
     except Exception as error:  # noqa: BLE001 - as in `_forward`
-        cause = error if isinstance(error, Rejection) else internal(work.row, error)
-        if decision is not None:
-            return Verdict.rejected(await reconfigure.rollback_failed(work, decision, cause), work)
-        return await _failed(work, cause)
-    if decision is not None:
-        return await _backward(work, decision, lambda: resume.resume_back(work, decision, seen))
+        return await _failed(work, _cause(work, error))
     return await _forward(work, lambda: resume.resume(work, seen))
+
+
+async def _recover_back(work: Work, decision: GoingBack, conditions: Conditions) -> Verdict:
+    """Go back, also from a crash loop, which never comes to rest: going back is what ends it."""
+    seen = None
+    try:
+        seen = await resume.settle(work, conditions)
+    except Exception as error:  # noqa: BLE001 - as in `_forward`
+        cause = _cause(work, error)
+        if cause.code is not ReasonCode.TIMEOUT:
+            return Verdict.rejected(await reconfigure.rollback_failed(work, decision, cause), work)
+    return await _backward(work, decision, lambda: resume.resume_back(work, decision, seen))
+
+
+def _cause(work: Work, error: Exception) -> Rejection:
+    return error if isinstance(error, Rejection) else internal(work.row, error)
 
 
 async def _forward(work: Work, action: Callable[[], Awaitable[Result]]) -> Verdict:

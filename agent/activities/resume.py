@@ -88,11 +88,19 @@ async def resume(work: Work, seen: Observation) -> Result:
     return await actions.stop(work)
 
 
-async def resume_back(work: Work, going_back: GoingBack, seen: Observation) -> Rejection:
-    """Go on with a reconfigure that had decided to go back; returns what it reports."""
+async def resume_back(work: Work, going_back: GoingBack, seen: Observation | None) -> Rejection:
+    """Go on with a reconfigure that had decided to go back; returns what it reports.
+
+    Args:
+        work: The activity, as the journal holds it.
+        going_back: Its decision.
+        seen: The runtime, settled; None when it never came to rest, as a crash loop does not.
+    """
     call = work.row.decisive_call()
     if going_back.superseded or call is None:
         return await reconfigure.go_back(work, going_back)
+    if seen is None:  # runs came and went since A
+        return await reconfigure.finish_back(work, going_back, _a_if_running(call))
     try:
         not_this = await _again(work, call, await _decide(work, seen, call), seen)
     except Rejection as rejection:
@@ -147,12 +155,16 @@ def _or_unknown(code: int | None) -> str:
     return "unknown" if code is None else str(code)
 
 
+def _a_if_running(call: JournaledCall) -> Incarnation | None:
+    return Incarnation(call.incarnation) if call.running and call.incarnation else None
+
+
 async def _again(work: Work, call: JournaledCall, decision: Decision, seen: Observation) -> Incarnation | None:
     """Make the call again where the decision says so; returns the run that must not be the one seen ready."""
     driver = work.runtime.driver
     match decision:
         case Decision.WAIT:
-            return Incarnation(call.incarnation) if call.running and call.incarnation else None
+            return _a_if_running(call)
         case Decision.RUN if work.action.verb is not Verb.START:
             outcome = await driver.restart(work.record)
             work.note(outcome)

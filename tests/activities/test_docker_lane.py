@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.activities import resume
+from agent.activities.work import Work
+from agent.conditions import Conditions
 from agent.protocol import RuntimeName
 from agent.redaction import Redactor
 from agent.runtimes.docker import DockerDriver
-from agent.runtimes.driver import read_boot_id
+from agent.runtimes.driver import Observation, read_boot_id
 from agent.runtimes.probe import ProbePlan
 from agent.runtimes.runtime import Runtime, Timeouts
 from tests.activities.conftest import Bench, make_config, until
@@ -31,6 +35,7 @@ def engine() -> Iterator[RealEngine]:
 class Node:
     def __init__(self, engine: RealEngine, folder: Path, bench: Bench) -> None:
         self.engine, self.bench, self.name = engine, bench, a_name()
+        self.settle_pause = 0.05
         self.births_folder = folder / "births"
         self.births_folder.mkdir()
         host = {"Binds": [f"{self.births_folder}:/births"], "RestartPolicy": POLICY}
@@ -48,7 +53,7 @@ class Node:
             start_timeout=10.0,
             stop_timeout=5.0,
             address=self.engine.address,
-            settle_pause=0.05,
+            settle_pause=self.settle_pause,
         )
         return Runtime(
             RuntimeName.IGGY,
@@ -164,6 +169,49 @@ async def test_an_agent_that_is_killed_after_it_journaled_a_call_goes_on_and_app
     assert (row.status, row.recovered, row.evidence["outcome"]) == ("completed", True, "applied")
     await until(lambda: only(node, node.name), what="the kept container is gone")
     await until(lambda: born(node, ["original", "applied"]), what="each run wrote itself down, and no other")
+
+
+@pytest.mark.parametrize("superseded", [False, True])
+async def test_an_agent_that_is_killed_in_a_crash_loop_after_its_decision_goes_back_all_the_same(
+    node: Node, bench: Bench, monkeypatch: pytest.MonkeyPatch, superseded: bool
+) -> None:
+    """The Engine revives it again and again, so that it never comes to rest."""
+    await bench.run()
+    await bench.finished(await bench.dispatch("start"))
+    journal, decide = bench.journal, bench.journal.go_back
+    decided = asyncio.Event()
+
+    async def decide_and_hang(activity_id: int, **decision: Any) -> None:
+        await decide(activity_id, **(decision | {"superseded": superseded}))
+        decided.set()
+        await asyncio.Event().wait()
+
+    journal.go_back = decide_and_hang  # type: ignore[method-assign]
+    activity = await node.reconfigured(make_config(7, IGGY_PATH="bad", IGGY_BAD="1"))
+    await asyncio.wait_for(decided.wait(), 40)
+    await bench.kill()
+    assert await bench.current() == "7-1"
+    node.settle_pause = 1.0  # more than a run of the loop takes
+    settle = resume.settle
+
+    async def settle_soon(work: Work, conditions: Conditions) -> Observation:
+        timeouts = work.runtime.timeouts
+        work.runtime.timeouts = replace(timeouts, action=2.5)
+        try:
+            return await settle(work, conditions)
+        finally:
+            work.runtime.timeouts = timeouts
+
+    monkeypatch.setattr(resume, "settle", settle_soon)
+    await bench.start_again()
+    row = await bench.finished(activity)
+    assert row.reason is not None
+    outcome = "not_applied" if superseded else "rolled_back"
+    assert (row.evidence["outcome"], row.recovered, await bench.current()) == (outcome, True, None)
+    if superseded:
+        assert (await bench.finished(await bench.dispatch("restart"))).status == "completed"
+    found = node.engine.inspect(node.name)
+    assert (found["Id"], found["State"]["Running"], found["HostConfig"]["RestartPolicy"]) == (node.id, True, POLICY)
 
 
 async def only(node: Node, name: str) -> bool:

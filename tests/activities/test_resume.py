@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from agent.activities import resume
+from agent.activities.work import Work
+from agent.conditions import Conditions
 from agent.errors import Rejection
 from agent.journal import RowState
 from agent.protocol import ReasonCode, ReportStatus, RuntimeState
@@ -300,11 +302,70 @@ async def test_a_crash_while_going_back_only_goes_back(bench: Bench, call: Call,
     assert (bench.world.began, bench.world.ended) == (4, 3)
 
 
+def hang_after_the_decision(bench: Bench) -> None:
+    real = bench.journal.go_back
+
+    async def hang_after(*args: object, **options: object) -> None:
+        await real(*args, **options)  # type: ignore[arg-type]
+        await asyncio.sleep(NEVER)
+
+    bench.journal.go_back = hang_after  # type: ignore[method-assign]
+
+
+async def die_after_the_decision(bench: Bench, activity_id: int) -> None:
+    async def decided() -> bool:
+        return (await bench.row(activity_id)).going_back is not None
+
+    await until(decided, what="the decision to go back is journaled")
+    await bench.kill()
+
+
 async def reopened(bench: Bench) -> Bench:
     from agent.journal import Journal
 
     bench.journal = await Journal.open(bench.folder, journal_id=None, conditions=bench.conditions)
     return bench
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_crash_loop_does_not_keep_recovery_from_going_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It never comes to rest; the agent died before it switched back, or with the start of going back under way."""
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    bench.world.never_ready_with = {make_config(6)["sha256"]}
+    if number == 1:
+        hang_after_the_decision(bench)
+    activity_id = await bench.dispatch("reconfigure:6", config=make_config(6))
+    if number == 1:
+        await die_after_the_decision(bench, activity_id)
+    else:
+        await die_at(bench, Call.START, effect=True, number=number)
+    assert await bench.current() == ("6-1" if number == 1 else "5-1")
+    began = bench.world.began
+    real_settle, real_timeouts = resume.settle, bench.runtime.timeouts
+
+    async def settle_soon(work: Work, conditions: Conditions) -> Observation:
+        work.runtime.timeouts = replace(real_timeouts, action=0.1)
+        try:
+            return await real_settle(work, conditions)
+        finally:
+            work.runtime.timeouts = real_timeouts
+
+    async def never() -> Observation:
+        await asyncio.sleep(NEVER)
+        raise AssertionError
+
+    monkeypatch.setattr(resume, "settle", settle_soon)
+    monkeypatch.setattr(bench.driver, "settle", never)
+    await bench.start_again(listed=False)
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.evidence["outcome"], row.recovered) == ("rolled_back", "rolled_back", True)
+    assert (await bench.current(), bench.world.runs_with) == ("5-1", make_config(5)["sha256"])
+    assert bench.world.began - began == (1 if number == 1 else 0)
 
 
 async def test_a_run_that_ended_after_the_rollbacks_start_is_a_failed_rollback(bench: Bench) -> None:
@@ -326,25 +387,14 @@ async def test_a_crash_after_the_decision_of_a_superseded_reconfigure_only_switc
     await bench.run()
     bench.world.ready = False
     activity_id = await bench.dispatch("reconfigure:6", config=make_config(6))
-    real = bench.journal.go_back
-
-    async def die_after(*args: object, **options: object) -> None:
-        await real(*args, **options)  # type: ignore[arg-type]
-        await asyncio.sleep(NEVER)
-
-    bench.journal.go_back = die_after  # type: ignore[method-assign]
+    hang_after_the_decision(bench)
 
     async def waits() -> bool:
         return bench.world.began == 2
 
     await until(waits, what="the reconfigure waits for readiness")
     await bench.dispatch("stop")
-
-    async def decided() -> bool:
-        return (await bench.row(activity_id)).going_back is not None
-
-    await until(decided, what="the decision to go back is journaled")
-    await bench.kill()
+    await die_after_the_decision(bench, activity_id)
     await bench.start_again(listed=False)
     row = await bench.finished(activity_id)
     assert row.reason is not None
