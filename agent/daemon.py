@@ -43,6 +43,7 @@ from agent.local.server import LocalServer
 from agent.progress import Progress
 from agent.protocol import DriverKind, NodeStatus, RuntimeName, RuntimeStatus, format_time
 from agent.redaction import Redactor
+from agent.runtimes.driver import read_boot_id
 from agent.runtimes.runtime import Runtime
 from agent.settings import ENROLLMENT_TOKEN, Settings, read_credential
 from agent.wiring import Shared, make_runtime
@@ -200,7 +201,9 @@ class Daemon:
 
     async def _run_as(self, identity: Identity, stack: AsyncExitStack) -> None:
         self._identity = identity
-        journal = await Journal.open(self._state_dir, journal_id=identity.journal_id, conditions=self._conditions)
+        journal = await Journal.open(
+            self._state_dir, journal_id=identity.journal_id, conditions=self._conditions, boot_id=read_boot_id
+        )
         stack.push_async_callback(journal.close)
         self._journal = journal
         shared = Shared()

@@ -12,7 +12,7 @@ from time import monotonic
 
 import structlog
 
-from agent.activities import execution, reconfigure
+from agent.activities import execution, reconfigure, resume
 from agent.activities.execution import Verdict
 from agent.activities.foreign import ForeignLane
 from agent.activities.uncertain import judge_uncertain
@@ -269,10 +269,10 @@ class Lane:
     async def _recover_row(self, row: Row) -> None:
         """Recover at once; only where it might be done anew is the Supervisor's word on the journal's age waited for.
 
-        An old copy of the journal holds activities as begun that were finished since. A start, stop or restart whose
-        decisive call it holds is safe, for A tells; the others become uncertain with the first answer.
+        An old copy of the journal holds activities as begun that were finished since; those that A does not tell about
+        become uncertain with the first answer.
         """
-        if row.decisive_call() is None or row.action.startswith(Verb.RECONFIGURE):
+        if not resume.told_by_a(row):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMPARE_PATIENCE):
                     await self._journal.compared.wait()

@@ -12,7 +12,7 @@ from agent.activities.recovery import Decision, decide
 from agent.activities.work import Result, Work
 from agent.conditions import Conditions
 from agent.errors import Rejection
-from agent.journal import GoingBack, JournaledCall
+from agent.journal import GoingBack, JournaledCall, Row
 from agent.protocol import DriverKind, ReasonCode, Verb
 from agent.runtimes.driver import Incarnation, Observation, read_boot_id
 
@@ -25,6 +25,16 @@ BEGINNINGS: Mapping[Verb, Callable[[Work], Awaitable[Result]]] = {
     Verb.RESTART: actions.restart,
     Verb.RECONFIGURE: reconfigure.reconfigure,
 }
+
+
+def told_by_a(row: Row) -> bool:
+    """Tell whether A says what became of an activity, also when the journal is an old copy.
+
+    Of another boot it does not: what was finished since looks as if its call had had no effect. So does a reconfigure
+    that went back since.
+    """
+    call = row.decisive_call()
+    return call is not None and call.boot_id == read_boot_id() and not row.action.startswith(Verb.RECONFIGURE)
 
 
 async def settle(work: Work, conditions: Conditions) -> Observation:

@@ -239,17 +239,19 @@ def _withdraw(connection: sqlite3.Connection, activity_id: int) -> bool:
     )
 
 
-def doubt(connection: sqlite3.Connection, revision: int) -> None:
+def doubt(connection: sqlite3.Connection, revision: int, boot_id: str) -> None:
     """Make an old copy a lost journal.
 
-    What it holds as not begun, or as begun without its decisive call, may have been done since. So may a reconfigure
-    with it: one that went back since looks as if its call had had no effect. Which release was committed since, it does
-    not know either.
+    What it holds as not begun, or as begun without its decisive call, may have been done since. So may what has it from
+    another boot than this one, `boot_id`: A says nothing about the runs of this one. And so may a reconfigure with it:
+    one that went back since looks as if its call had had no effect. Which release was committed since, it does not know
+    either.
     """
     connection.execute("UPDATE journal SET lost = 1, revision = max(revision, ?)", (revision,))
     connection.execute(
         "UPDATE activities SET uncertain = 1 WHERE state = 'received' OR (state = 'started' AND"
         " (action LIKE 'reconfigure:%' OR NOT EXISTS"
-        " (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1)))"
+        " (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1 AND boot_id = ?)))",
+        (boot_id,),
     )
     connection.execute("DELETE FROM runtimes")

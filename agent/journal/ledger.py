@@ -35,9 +35,10 @@ class Journal:
     is left to write with.
     """
 
-    def __init__(self, path: Path, conditions: Conditions) -> None:
+    def __init__(self, path: Path, conditions: Conditions, boot_id: Callable[[], str]) -> None:
         self._database = Database(path)
         self._conditions = conditions
+        self._boot_id = boot_id
         self._listed: dict[int, str] = {}
         """What may begin, because the Supervisor listed it since the agent started; each with its runtime."""
         self.revision = 0
@@ -55,7 +56,9 @@ class Journal:
     # --- opening and closing
 
     @classmethod
-    async def open(cls, folder: Path, *, journal_id: str | None, conditions: Conditions) -> Self:
+    async def open(
+        cls, folder: Path, *, journal_id: str | None, conditions: Conditions, boot_id: Callable[[], str] = str
+    ) -> Self:
         """Open the journal of a state folder.
 
         Args:
@@ -63,11 +66,12 @@ class Journal:
             journal_id: The journal that `identity.json` names; another one, a damaged one and a missing one are
                 replaced by a new one that counts as lost.
             conditions: Where it says that it was lost, or cannot be written.
+            boot_id: Reads the machine's boot, in the thread; without it A is believed in no boot.
 
         Raises:
             JournalError: It cannot be opened, not even anew, or a newer version wrote it.
         """
-        self = cls(folder / opening.FILE_NAME, conditions)
+        self = cls(folder / opening.FILE_NAME, conditions, boot_id)
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
             self._note_head(await self._database.read(read_head))
@@ -193,7 +197,7 @@ class Journal:
             self._show_lost()
             self.compared.set()
 
-        await self._write(lambda connection: intake.doubt(connection, revision), announce)
+        await self._write(lambda connection: intake.doubt(connection, revision, self._boot_id()), announce)
         return True
 
     async def outbox(self, limit: int) -> list[Report]:

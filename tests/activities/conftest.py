@@ -35,6 +35,16 @@ async def until(condition: Callable[[], Awaitable[bool]], *, what: str, seconds:
         pytest.fail(f"did not come true in {seconds} s: {what}")
 
 
+def boot_now() -> str:
+    """Return the boot that recovery believes to be in; `boot_id` sets it."""
+    boot: str = vars(resume)["read_boot_id"]()
+    return boot
+
+
+async def open_journal(folder: Path, conditions: Conditions) -> Journal:
+    return await Journal.open(folder, journal_id=None, conditions=conditions, boot_id=boot_now)
+
+
 class WorldProbe:
     def __init__(self, world: World) -> None:
         self._world = world
@@ -125,7 +135,7 @@ class Bench:
 
     async def start_again(self, *, listed: bool = True) -> None:
         """Start an agent on what the disk holds; the Supervisor lists again what it has no report for."""
-        self.journal = await Journal.open(self.folder, journal_id=None, conditions=self.conditions)
+        self.journal = await open_journal(self.folder, self.conditions)
         await self.run()
         if listed:
             await self.list_again()
@@ -201,7 +211,7 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 async def bench(tmp_path: Path, boot_id: Callable[[str], None]) -> AsyncIterator[Bench]:
     await Journal.create(tmp_path)
     conditions = Conditions()
-    journal = await Journal.open(tmp_path, journal_id=None, conditions=conditions)
+    journal = await open_journal(tmp_path, conditions)
     bench = Bench(tmp_path, journal, conditions)
     yield bench
     await bench.kill()

@@ -14,7 +14,7 @@ from agent.errors import Rejection
 from agent.journal import RowState
 from agent.protocol import ReasonCode, ReportStatus, RuntimeState
 from agent.runtimes.driver import Call, Observation, Outcome, Recorder
-from tests.activities.conftest import Bench, make_config, until
+from tests.activities.conftest import Bench, make_config, open_journal, until
 
 NEVER = 10**6
 
@@ -321,9 +321,7 @@ async def die_after_the_decision(bench: Bench, activity_id: int) -> None:
 
 
 async def reopened(bench: Bench) -> Bench:
-    from agent.journal import Journal
-
-    bench.journal = await Journal.open(bench.folder, journal_id=None, conditions=bench.conditions)
+    bench.journal = await open_journal(bench.folder, bench.conditions)
     return bench
 
 

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 
 from agent.activities import lanes as lanes_module
-from agent.journal import Journal
 from agent.protocol import Reason, ReasonCode, ReportStatus, Verb
 from agent.runtimes.driver import Observation
-from tests.activities.conftest import BOOT, Bench, make_config
+from tests.activities.conftest import BOOT, Bench, make_config, open_journal
 
 
 async def lose_the_journal(bench: Bench) -> None:
     await bench.kill()
     for file in bench.folder.glob("journal.db*"):
         file.unlink()
-    bench.journal = await Journal.open(bench.folder, journal_id=None, conditions=bench.conditions)
+    bench.journal = await open_journal(bench.folder, bench.conditions)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +136,44 @@ async def test_a_reconfigure_that_an_old_copy_holds_as_begun_is_not_done_again(
     assert (bench.world.began, bench.world.ended) == (1, 0)
 
 
-async def test_an_answer_that_comes_in_the_middle_of_such_a_recovery_stops_it(bench: Bench) -> None:
+async def begun_in(bench: Bench, boot: str, action: str) -> int:
+    """Have an activity begun with its decisive call, before which a run had ended."""
+    activity_id = await bench.dispatch(action)
+    assert await bench.journal.start(activity_id, Verb(action))
+    await bench.journal.record(
+        activity_id, action, decisive=True, running=action == "stop", incarnation="run-1", boot_id=boot, detail={}
+    )
+    return activity_id
+
+
+@pytest.mark.parametrize(("action", "began", "ended"), [("start", 2, 2), ("stop", 3, 2), ("restart", 2, 2)])
+async def test_what_an_old_copy_holds_as_begun_in_an_earlier_boot_is_not_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, action: str, began: int, ended: int
+) -> None:
+    """It was finished, and something else came after it; A tells nothing of that in another boot."""
+    monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 10)
+    activity_id = await begun_in(bench, "an earlier boot", action)
+    for _ in range(2):
+        bench.world.begin()
+        bench.world.end()
+    if action == "stop":
+        bench.world.begin()
+    await bench.run()
+    await put_an_old_copy_back(bench)
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.recovered) == (ReasonCode.OUTCOME_UNKNOWN, True)
+    assert (bench.world.began, bench.world.ended) == (began, ended)
+
+
+@pytest.mark.parametrize("begun", ["not at all", "in an earlier boot"])
+async def test_an_answer_that_comes_in_the_middle_of_such_a_recovery_stops_it(bench: Bench, begun: str) -> None:
     bench.world.begin()
-    activity_id = await bench.dispatch("stop")
-    assert await bench.journal.start(activity_id, Verb.STOP)
+    if begun == "not at all":
+        activity_id = await bench.dispatch("stop")
+        assert await bench.journal.start(activity_id, Verb.STOP)
+    else:
+        activity_id = await begun_in(bench, "an earlier boot", "stop")
     real = bench.driver.settle
 
     async def settle_while_the_supervisor_answers() -> Observation:
@@ -153,6 +186,16 @@ async def test_an_answer_that_comes_in_the_middle_of_such_a_recovery_stops_it(be
     row = await bench.finished(activity_id)
     assert row.reason is not None
     assert (row.reason.code, bench.world.ended) == (ReasonCode.OUTCOME_UNKNOWN, 0)
+
+
+async def test_what_an_old_copy_holds_as_begun_in_this_boot_is_told_by_a(bench: Bench) -> None:
+    """It is recovered at once, and the answer changes nothing: the stop did not hit the run that was A."""
+    bench.world.begin()
+    activity_id = await begun_in(bench, BOOT, "stop")
+    await put_an_old_copy_back(bench)
+    await bench.run()
+    row = await bench.finished(activity_id)
+    assert (row.status, row.changed, bench.world.ended) == (ReportStatus.COMPLETED, True, 1)
 
 
 async def test_in_an_old_copy_what_is_current_counts_as_committed(bench: Bench) -> None:

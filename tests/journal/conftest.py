@@ -51,6 +51,7 @@ class Node:
     folder: Path
     journal_id: str
     conditions: Conditions = field(default_factory=Conditions)
+    boot_id: str = "boot-1"
     opened: Journal | None = None
 
     @property
@@ -64,7 +65,9 @@ class Node:
 
     async def open(self) -> Journal:
         self.conditions = Conditions()
-        self.opened = await Journal.open(self.folder, journal_id=self.journal_id, conditions=self.conditions)
+        self.opened = await Journal.open(
+            self.folder, journal_id=self.journal_id, conditions=self.conditions, boot_id=lambda: self.boot_id
+        )
         return self.opened
 
     async def close(self) -> None:

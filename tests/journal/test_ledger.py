@@ -223,6 +223,21 @@ async def test_a_started_one_of_an_old_copy_goes_on_only_when_its_decisive_call_
     await record(node, 2, "start", decisive=True)
 
 
+async def test_of_an_old_copy_what_was_begun_in_an_earlier_boot_does_not_go_on(node: Node) -> None:
+    """A says nothing about the runs of this boot; a call that was made again in it does."""
+    await node.sweep(activity(1), activity(2))
+    for number in (1, 2):
+        await node.start(number)
+        await record(node, number, "start", decisive=True, running=False, boot_id="boot-1")
+    node.boot_id = "boot-2"
+    await node.reopen()
+    await record(node, 2, "start", decisive=True, running=False, boot_id="boot-2")
+    await node.journal.check_revision(9)
+    assert [(row.id, row.uncertain) for row in await node.journal.unfinished()] == [(1, True), (2, False)]
+    with pytest.raises(JournalError, match="cannot journal a step"):
+        await record(node, 1, "start", decisive=True)
+
+
 async def test_an_old_copy_does_not_know_which_release_was_committed_since(node: Node) -> None:
     await node.journal.know_runtime("iggy", current="1-1")
     await node.journal.check_revision(9)
