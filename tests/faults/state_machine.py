@@ -3,8 +3,8 @@
 The real journal (SQLite on a disk), link and lanes run on a simulated clock, over runtimes that behave as with the
 process, Docker and systemd drivers, and against a simulated Supervisor. The agent goes on boundary by boundary: it can
 be made to wait, and to die, before and after each write and each call. What is judged is the node's own record of runs,
-and what the Supervisor was told. What the docs do not promise is left out: `NOT_PROMISED` names it. How strong the
-machine is, `weakened` shows.
+and what the Supervisor was told. What the docs do not promise is left out: `tests.faults.themes` names it. How strong
+the machine is, `weakened` shows.
 
 `python -m tests.faults.state_machine SECONDS SEED` runs it with fresh seeds until the time is over, and prints a tally.
 """
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -33,32 +33,9 @@ from tests.faults.fault import Budget, Fault, Ground
 from tests.faults.simulated.life import EVERYBODY, LINK, Stop
 from tests.faults.simulated.node import ENDS_AT_ONCE, GOOD, NEVER_READY, Node
 from tests.faults.tally import Tally
+from tests.faults.themes import ALL_OF_THEM, THEMES
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-NOT_PROMISED: Mapping[str, str] = {
-    "untold": "an old copy of the journal is put back before the Supervisor heard of what was begun since",
-    "midway": "an old copy that was made while an activity was under way, before its decisive call (a reconfigure: at"
-    " any moment), is put back when nothing has begun since",
-    "twice": "a journal is lost, or a report forgotten, after an old copy was put back",
-    "somebody": "somebody else starts or stops the runtime between the reading of A and the call",
-    "restored": "the Supervisor itself is put back from a backup",
-}
-"""What no rule does, and why it is nobody's bug; see docs/recovery.md."""
-
-THEMES: Mapping[str, frozenset[str]] = {
-    "deaths": frozenset({"deaths"}),
-    "runs that end": frozenset({"deaths", "runs", "reboots"}),
-    "waits": frozenset({"deaths", "slowness", "runs"}),
-    "expiry": frozenset({"deaths", "expiry", "slowness"}),
-    "lists": frozenset({"deaths", "lists", "slowness"}),
-    "reports": frozenset({"deaths", "network", "forgetting"}),
-    "lost journals": frozenset({"deaths", "loss", "forgetting"}),
-    "old journals": frozenset({"deaths", "copies"}),
-    "a bad disk": frozenset({"deaths", "disk", "runs"}),
-}
-"""What befalls the node in one story: few kinds of things, so that much of each happens; or all of them."""
-ALL_OF_THEM = "all of it"
 
 ACTIONS = st.sampled_from(
     (
@@ -307,6 +284,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             world.get_ready()
 
     @with_("reboots")
+    @precondition(lambda self: not self.node.judge.recovers_from_a_copy())
     @rule(the_runtimes_come_up=st.booleans())
     def the_machine_reboots(self, *, the_runtimes_come_up: bool) -> None:
         self.node.reboot(comes_up=the_runtimes_come_up)
@@ -347,6 +325,28 @@ class AnyInterleaving(RuleBasedStateMachine):
         noticed = self.node.copy_is_noticed()
         self._die(calls_are_lost=False, begins_anew=not noticed)
         if noticed:
+            self._put_back()
+        return activity
+
+    @precondition(lambda self: self.kinds >= {"copies", "reboots"} and not self.old_copy_is_back and self._lives())
+    @rule(
+        target=activities,
+        runtime=RUNTIMES,
+        action=ACTIONS,
+        then=ACTIONS,
+        boundaries=BOUNDARIES,
+        the_runtimes_come_up=st.booleans(),
+    )
+    def the_journal_is_copied_in_an_action_and_put_back_after_a_later_one_and_a_boot(
+        self, action: str, runtime: RuntimeName, then: str, boundaries: int, *, the_runtimes_come_up: bool
+    ) -> int:
+        activity = self._ask(action, runtime)
+        self.node.go(TURN, stop=after(boundaries, runtime))
+        self.node.copy_journal()
+        self._ask(then, runtime)
+        self.node.go(30.0)
+        self.node.reboot(comes_up=the_runtimes_come_up)
+        if self.node.copy_is_noticed():
             self._put_back()
         return activity
 

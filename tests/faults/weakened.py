@@ -1,10 +1,11 @@
 """The agent with one of its protections switched off, to see that the state machine notices."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
+from agent.activities import resume
 from agent.activities.lanes import Lane
 from agent.errors import Rejection
 from agent.journal import Journal, Row, intake, opening
@@ -126,6 +127,26 @@ def without_the_revision() -> AbstractContextManager[object]:
     return mock.patch.object(Journal, "check_revision", check_revision)
 
 
+def without_boots() -> AbstractContextManager[object]:
+    """A is believed whatever boot it was read in."""
+    real = intake.doubt
+
+    def doubt(connection: Any, revision: int, boot_id: str) -> None:
+        real(connection, revision, boot_id)
+        connection.execute(
+            "UPDATE activities SET uncertain = 0 WHERE state = 'started' AND action NOT LIKE 'reconfigure:%'"
+            " AND EXISTS (SELECT 1 FROM calls WHERE activity_id = activities.id AND decisive = 1)"
+        )
+
+    def told_by_a(row: Row) -> bool:
+        return row.decisive_call() is not None and not row.action.startswith("reconfigure")
+
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(intake, "doubt", doubt))
+    stack.enter_context(mock.patch.object(resume, "told_by_a", told_by_a))
+    return stack
+
+
 def without_an_outbox() -> AbstractContextManager[object]:
     """A report is sent once in one life of the agent, whether or not that was answered."""
     real = Journal.outbox
@@ -150,7 +171,7 @@ def without_settling() -> AbstractContextManager[object]:
 
 WEAKENINGS: Mapping[str, tuple[Weakening, str, int]] = {
     "the call journaled before it is made": (without_journaled_calls, "deaths", 3),
-    "A read at the decisive call": (without_a, "deaths", 5),
+    "A read at the decisive call": (without_a, "deaths", 1),
     "no expiry after a call": (with_expiry_after_a_call, "expiry", 2),
     "the journaled decision to go back": (without_the_decision_to_go_back, "deaths", 3),
     "the digest": (without_digests, "lists", 3),
@@ -161,6 +182,7 @@ WEAKENINGS: Mapping[str, tuple[Weakening, str, int]] = {
     "the mark": (without_the_mark, "lost journals", 3),
     "`last`": (without_last, "lost journals", 3),
     "the revision": (without_the_revision, "old journals", 11),
+    "A only in the boot in which it was read": (without_boots, "old journals and boots", 1),
     "the outbox": (without_an_outbox, "reports", 2),
     "the settled reads": (without_settling, "deaths", 1),
 }

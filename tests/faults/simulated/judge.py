@@ -41,10 +41,13 @@ class Case:
     calls: int = 0
     calls_here: int = 0
     """In this life of the agent."""
-    told_by_a: bool = False
-    """Its decisive call is journaled: what became of it shows by A, also to an old copy of the journal."""
+    told_in: str | None = None
+    """The boot in which its decisive call was journaled: there what became of it shows by A, also to an old copy of the
+    journal."""
     never: str | None = None
     """Why it must never have an effect."""
+    over: int | None = None
+    """The moment from which on it must have no effect, whatever the journal knows: it had its verdict before."""
     doubted: bool = False
     """A journal that knew of it was lost or put back: its report may say that its outcome is unknown, and differ."""
     sent: dict[str, Any] | None = None
@@ -130,7 +133,8 @@ class Judge:
         case.calls_here += 1
         if case.calls_here > MOST_CALLS:
             self.find(FalseReportError(f"{case} journals call after call"))
-        case.told_by_a = case.told_by_a or (bool(facts["decisive"]) and case.verb != Verb.RECONFIGURE)
+        if facts["decisive"] and case.verb != Verb.RECONFIGURE:
+            case.told_in = facts["boot_id"]
 
     def withdrawn(self, ids: list[int]) -> None:
         for number in ids:
@@ -173,9 +177,13 @@ class Judge:
             if case.under_way and not case.calls and expires_at is not None and now >= expires_at:
                 case.never = "it expired before any call was made"
 
-    def is_midway(self) -> bool:
-        """Tell whether something is under way that would begin anew, by what the journal has now."""
-        return any(case.under_way and not case.told_by_a for case in self.cases.values())
+    def under_way(self) -> set[str | None]:
+        """Return of all that is under way, as the journal has it now, the boot in which A tells about it."""
+        return {case.told_in for case in self.cases.values() if case.under_way}
+
+    def recovers_from_a_copy(self) -> bool:
+        """Tell whether something is under way of which the journal that was put back may not know enough."""
+        return any(case.under_way and case.doubted for case in self.cases.values())
 
     def known_to_the_journal(self) -> dict[int, tuple[bool, int | None]]:
         """Return what is under way and what is over, as the journal has it now."""
@@ -188,6 +196,8 @@ class Judge:
                 case.doubted = True
                 case.journaled = False
                 case.item.other = None
+                if case.finished is not None and case.code != ReasonCode.OUTCOME_UNKNOWN:
+                    case.over = self.machine.next_moment()
                 case.under_way, case.finished = knows.get(number, (False, None))
                 case.sent = None
         for name in self.worlds:
@@ -234,6 +244,9 @@ class Judge:
             raise RepeatedError(msg)
         if case.never:
             msg = f"{case} has an effect, and {case.never}"
+            raise RepeatedError(msg)
+        if case.over is not None and effect.moment > case.over:
+            msg = f"{case} is done again from an old journal, and it had its verdict"
             raise RepeatedError(msg)
         late = case.finished is not None and effect.moment > case.finished
         if late and case.code != ReasonCode.OUTCOME_UNKNOWN and not case.doubted:

@@ -279,7 +279,10 @@ class Life:
 
     async def _run(self) -> None:
         journal = await GatedJournal.open(
-            self._disk.folder, journal_id=self._disk.journal_id, conditions=self.conditions
+            self._disk.folder,
+            journal_id=self._disk.journal_id,
+            conditions=self.conditions,
+            boot_id=lambda: self._worlds[0].machine.boot_id,
         )
         journal.gate = self.gate
         journal.witness, journal.runtime_of = self._witness, self._runtime_of

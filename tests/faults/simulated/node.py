@@ -71,7 +71,7 @@ class Node:
         self.life: Life | None = None
         self.injected = 0
         self.copied: Path | None = None
-        self.copy_is_midway = False
+        self.copy_under_way: set[str | None] = set()
         self.copy_revision = 0
         self.copy_knows: dict[int, tuple[bool, int | None]] = {}
         self.revision = 0
@@ -204,13 +204,18 @@ class Node:
     def copy_journal(self) -> None:
         self.copied = self.folder / "backup"
         self._read_revision()
-        self.copy_is_midway, self.copy_revision = self.judge.is_midway(), self.revision
+        self.copy_under_way, self.copy_revision = self.judge.under_way(), self.revision
         self.copy_knows = self.judge.known_to_the_journal()
         shutil.rmtree(self.copied, ignore_errors=True)
         self.copied.mkdir()
         for name in ("journal.db", "journal.db-wal"):
             if (self.folder / name).exists():
                 shutil.copy(self.folder / name, self.copied / name)
+
+    @property
+    def copy_is_midway(self) -> bool:
+        """Whether the old copy has something under way that A does not tell about, so that it might begin anew."""
+        return not self.copy_under_way <= {self.machine.boot_id}
 
     def copy_is_noticed(self) -> bool:
         """Tell whether the old copy would be known for one, or is such that it need not be."""
