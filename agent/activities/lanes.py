@@ -280,7 +280,7 @@ class Lane:
         action = parse_action(row)
         config = row.activity.config if row.activity else None
         try:
-            if row.uncertain:
+            if row.uncertain or (row.from_old_copy and not resume.told_by_a(row)):
                 await self._finish(row, await judge_uncertain(self.runtime, action, row), recovered=True)
                 return
             if not row.calls and row.going_back is None:

@@ -61,6 +61,8 @@ class Row:
     """Whole while it is not finished; None when it did not parse."""
     uncertain: bool
     """It may have been done already, and the journal cannot know: it must not be carried out."""
+    from_old_copy: bool
+    """It was taken in before the journal turned out to be an old copy, or a new one that may not know it."""
     author_id: int | None
     created_at: str | None
     received_at: datetime
@@ -230,6 +232,7 @@ def _read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
         state=RowState(record["state"]),
         activity=None if body is None else Activity.model_validate_json(body),
         uncertain=bool(record["uncertain"]),
+        from_old_copy=bool(record["from_old_copy"]),
         author_id=record["author_id"],
         created_at=record["created_at"],
         received_at=_moment(record["received_at"]),
@@ -254,7 +257,9 @@ def read_rows(connection: sqlite3.Connection, condition: str, *values: object) -
         JournalError: One of them cannot be what was written.
     """
     rows = []
-    for record in connection.execute(f"SELECT * FROM activities WHERE {condition}", values).fetchall():  # noqa: S608 - constants
+    old = "(SELECT lost OR activities.sequence <= mark FROM journal) AS from_old_copy"
+    selected = f"SELECT *, {old} FROM activities WHERE {condition}"  # noqa: S608 - constants
+    for record in connection.execute(selected, values).fetchall():
         statement = "SELECT * FROM calls WHERE activity_id = ? ORDER BY number"
         try:
             calls = tuple(_read_call(call) for call in connection.execute(statement, (record["id"],)))

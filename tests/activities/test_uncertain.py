@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -196,6 +197,23 @@ async def test_what_an_old_copy_holds_as_begun_in_this_boot_is_told_by_a(bench: 
     await bench.run()
     row = await bench.finished(activity_id)
     assert (row.status, row.changed, bench.world.ended) == (ReportStatus.COMPLETED, True, 1)
+
+
+async def test_what_a_told_about_it_does_not_tell_any_more_once_the_machine_boots(
+    bench: Bench, boot_id: Callable[[str], None]
+) -> None:
+    """The journal turned out to be old in one boot, and the activity is recovered in the next."""
+    bench.world.begin()
+    activity_id = await begun_in(bench, BOOT, "stop")
+    await put_an_old_copy_back(bench)
+    await bench.kill()
+    boot_id("another boot")
+    bench.world.end()
+    bench.world.begin()
+    await bench.start_again()
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, bench.world.ended) == (ReasonCode.OUTCOME_UNKNOWN, 1)
 
 
 async def test_in_an_old_copy_what_is_current_counts_as_committed(bench: Bench) -> None:

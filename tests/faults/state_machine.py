@@ -284,7 +284,6 @@ class AnyInterleaving(RuleBasedStateMachine):
             world.get_ready()
 
     @with_("reboots")
-    @precondition(lambda self: not self.node.judge.recovers_from_a_copy())
     @rule(the_runtimes_come_up=st.booleans())
     def the_machine_reboots(self, *, the_runtimes_come_up: bool) -> None:
         self.node.reboot(comes_up=the_runtimes_come_up)
@@ -354,7 +353,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.node.put_back()
         self.old_copy_is_back = True
         self.node.start()
-        if self.node.copy_is_midway:  # recovery waits for the Supervisor's word, for two seconds; it is to come
+        if self.node.copy_under_way:  # recovery may wait for the Supervisor's word, for two seconds; it is to come
             self.node.supervisor.reachable = True
             self.node.go(TURN)
 

@@ -7,7 +7,6 @@ NOT_PROMISED: Mapping[str, str] = {
     "midway": "an old copy that was made while an activity was under way, before its decisive call (a reconfigure, or"
     " one that is put back in another boot: at any moment), is put back when nothing has begun since",
     "unheard": "such an old copy is put back, and the Supervisor does not answer within the two seconds",
-    "boots": "the machine boots anew while what an old copy had under way is recovered",
     "twice": "a journal is lost, or a report forgotten, after an old copy was put back",
     "somebody": "somebody else starts or stops the runtime between the reading of A and the call",
     "restored": "the Supervisor itself is put back from a backup",

@@ -181,10 +181,6 @@ class Judge:
         """Return of all that is under way, as the journal has it now, the boot in which A tells about it."""
         return {case.told_in for case in self.cases.values() if case.under_way}
 
-    def recovers_from_a_copy(self) -> bool:
-        """Tell whether something is under way of which the journal that was put back may not know enough."""
-        return any(case.under_way and case.doubted for case in self.cases.values())
-
     def known_to_the_journal(self) -> dict[int, tuple[bool, int | None]]:
         """Return what is under way and what is over, as the journal has it now."""
         return {number: (case.under_way, case.finished) for number, case in self.cases.items()}
