@@ -72,7 +72,7 @@ class Lane:
         journal: Where they come from and go to.
         now: The Supervisor's time, which expiry is judged by.
         permitted: Whether this agent may act; False once another instance took over, or the node is decommissioned.
-        conditions: Where it says that it has to wait.
+        conditions: Where it says that it has to wait, or cannot tidy up.
         on_recovered: Awaited once recovery is over, before anything new begins; again, while it returns True and there
             is nothing else to do.
         mark: Shows that the lane goes on.
@@ -101,6 +101,7 @@ class Lane:
         self._work_ready = journal.work_ready.subscribe()
         self._stopping = False
         self._untidy = False
+        self._untidy_code = f"{runtime.name}_not_tidied"
         self._not_set_up = False
         self._checked: dict[int, bool] = {}
 
@@ -313,11 +314,14 @@ class Lane:
         """Have the driver let go of what nothing can go back to any more, now that the verdict is durable."""
         try:
             await self.runtime.tidy(await self._journal.committed(self.runtime.name))
-        except (JournalError, Rejection) as error:
-            say = log.debug if self._untidy else log.warning  # once
-            say("runtime.not_tidied", runtime=self.runtime.name, cause=error.message)
+        except JournalError as error:  # a condition says so
+            log.debug("runtime.not_tidied", runtime=self.runtime.name, cause=error.message)
+            self._untidy = True
+        except Rejection as rejection:
+            self._conditions.set(self._untidy_code, rejection.message, hint=rejection.hint)
             self._untidy = True
         else:
+            self._conditions.clear(self._untidy_code)
             self._untidy = False
 
     async def _forget_old_releases(self) -> None:

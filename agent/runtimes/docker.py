@@ -252,7 +252,7 @@ class DockerDriver:
         async with self._verb:
             if self._is_tidy:
                 return
-            target = await self._target()
+            target, left = await self._target(), None
             try:
                 await self._recreation.drop_unfinished()
                 for _ in range(MOST_STEPS):
@@ -265,9 +265,10 @@ class DockerDriver:
                     if step.do is Do.STOP:
                         log.warning("docker.kept_container_runs", container=step.container.name)
                         return
+                    left = step.container.name
                     await self._recreation.carry_out(step, Target(None, {}))
             except EngineError as error:
-                raise engine_refusals.rejection(error, f"tidy up beside {self._name}", self._name, None) from error
+                raise engine_refusals.not_tidied(error, self._name, left) from error
 
     def warnings(self) -> list[str]:
         """Say what about the container may surprise: it vanishes when it stops, it comes back when it should not."""

@@ -48,6 +48,21 @@ def rejection(error: EngineError, doing: str, container: str, call: Call | None)
     return Rejection(ReasonCode.DRIVER_UNAVAILABLE, message, hint=hint, evidence=evidence)
 
 
+def not_tidied(error: EngineError, container: str, left: str | None) -> Rejection:
+    """Make the rejection of tidying up after a recreation.
+
+    Args:
+        error: What came back.
+        container: Its name.
+        left: The name of the container beside it that a step was about; None when there was none yet.
+    """
+    if left is None or not isinstance(error, RefusedError) or error.status == 403:
+        return rejection(error, f"tidy up beside {container}", container, None)
+    message = f"cannot put {left} away, which a recreation of {container} left: the Engine refused it: {error}"
+    hint = f"docker inspect {left} says more; the agent tries again by itself"
+    return Rejection(ReasonCode.DRIVER_UNAVAILABLE, message[:_LONGEST_TEXT], hint=hint)
+
+
 def missing(doing: str, container: str) -> Rejection:
     """Make the rejection of an action on a container that is not there."""
     hint = "make it (docker compose up --no-start), or correct `container` in the settings"

@@ -273,7 +273,7 @@ async def test_a_fault_in_the_middle_of_an_answer_is_reported_and_ends_no_lane(
     assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED
 
 
-async def test_what_could_not_be_tidied_up_is_tried_again_while_the_agent_may_act(
+async def test_what_could_not_be_tidied_up_is_shown_and_tried_again_while_the_agent_may_act(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
@@ -283,7 +283,7 @@ async def test_what_could_not_be_tidied_up_is_tried_again_while_the_agent_may_ac
         nonlocal calls
         calls += 1
         if calls < 4:
-            raise Rejection(ReasonCode.DRIVER_UNAVAILABLE, "cannot tidy up: nobody is there")
+            raise Rejection(ReasonCode.DRIVER_UNAVAILABLE, "cannot tidy up: nobody is there", hint="look there")
 
     async def called(times: int) -> bool:
         return calls >= times
@@ -294,11 +294,15 @@ async def test_what_could_not_be_tidied_up_is_tried_again_while_the_agent_may_ac
     await until(lambda: called(1), what="it was tried once")
     await asyncio.sleep(0.1)
     assert calls == 1
+    (condition,) = bench.conditions.all()
+    assert condition.code == "iggy_not_tidied"
+    assert (condition.message, condition.hint) == ("cannot tidy up: nobody is there", "look there")
     bench.permitted = True
     bench.journal.work_ready.set()
     await until(lambda: called(4), what="it was tried until it succeeded")
     await asyncio.sleep(0.1)
     assert calls == 4
+    assert bench.conditions.all() == []
     assert (await bench.finished(await bench.dispatch("start"))).status == "completed"
 
 

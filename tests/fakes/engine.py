@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 CONTAINER = "c0ffee" * 10 + "cafe"
+KEPT = "b" * 64
 
 
 class FakeEngine:
@@ -30,6 +31,8 @@ class FakeEngine:
         """Endpoints that never answer."""
         self.fails: dict[str, tuple[int, str]] = {}
         """Endpoint to status and text."""
+        self.kept = ""
+        """The name of another container that is there, stopped, if any; it cannot be removed."""
         self.calls: list[str] = []
         self.streams = 0
         self._path = path
@@ -82,6 +85,10 @@ class FakeEngine:
         return web.Response(text="OK")
 
     async def _inspect(self, request: web.Request) -> web.Response:
+        if self.kept and request.match_info["id"] == self.kept:
+            state = {"Status": "exited", "Running": False, "StartedAt": "2026-01-01T00:00:00Z", "ExitCode": 0}
+            found = {"Id": KEPT, "Name": f"/{self.kept}", "State": state, "Config": {"Labels": {}}, "HostConfig": {}}
+            return web.json_response(found)
         if request.match_info["id"] not in {self.name, CONTAINER, CONTAINER[:12]}:
             return web.json_response({"message": "No such container"}, status=404)
         started = f"2026-01-01T00:00:{self.starts:02d}.5Z" if self.starts else "0001-01-01T00:00:00Z"

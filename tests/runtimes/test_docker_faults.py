@@ -15,7 +15,7 @@ from agent.protocol import ReasonCode
 from agent.runtimes.docker import DockerDriver
 from agent.runtimes.driver import Step
 from agent.runtimes.engine import THREADS
-from tests.fakes.engine import FakeEngine, fake_engine
+from tests.fakes.engine import KEPT, FakeEngine, fake_engine
 from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.engine_rig import DEAF, RealEngine, a_name, driver_of, running_engine, settled_as
 
@@ -137,6 +137,18 @@ async def test_where_nothing_is_left_over_nothing_is_looked_for_again(fake: Fake
     assert looked
     await driver.tidy(None)
     assert fake.calls.count("json") == looked
+
+
+async def test_a_kept_container_that_cannot_be_removed_is_named_with_the_next_step(
+    fake: FakeEngine, driver: DockerDriver
+) -> None:
+    fake.kept = "iggy.iggy-agent-kept"
+    fake.fails[KEPT] = (500, "driver failed to remove root filesystem: device or resource busy")
+    with pytest.raises(Rejection, match=r"cannot put iggy\.iggy-agent-kept away, .* device or resource busy") as caught:
+        await driver.tidy(None)
+    assert caught.value.hint == "docker inspect iggy.iggy-agent-kept says more; the agent tries again by itself"
+    fake.kept = ""
+    await driver.tidy(None)
 
 
 async def test_a_start_that_hangs_is_not_made_again_by_itself(
