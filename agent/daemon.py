@@ -22,7 +22,7 @@ import structlog
 from agent.activities.lanes import Lanes
 from agent.activities.owned import OwnedRuntimes
 from agent.conditions import Conditions
-from agent.errors import JournalError, Rejection, SettingsError
+from agent.errors import JournalDamagedError, JournalError, Rejection, SettingsError
 from agent.journal import Journal, StateLock
 from agent.link.client import SupervisorClient
 from agent.link.clock import SupervisorClock
@@ -61,6 +61,11 @@ PRUNE_EVERY = 600.0
 """Seconds between two times of forgetting old activities."""
 JOURNAL_ANSWERS_WITHIN = 15.0
 """Seconds after which the journal's thread is taken to be stuck: a disk that hangs, not one that is slow."""
+SET_ASIDE_PAUSE = 60.0
+"""Seconds between two damaged journals that are set aside: a disk that spoils each new one is not filled with them, nor
+is the agent started again and again."""
+SET_ASIDE_AGAIN = 10.0
+"""Seconds between two tries to set one aside."""
 LOOK_AFTER = 0.25
 """Seconds between a change of a runtime and the look at what it has come to."""
 FLUSH_TIMEOUT = 2.0
@@ -206,6 +211,14 @@ class Daemon:
         )
         stack.push_async_callback(journal.close)
         self._journal = journal
+        try:
+            await self._run_on(journal, identity, stack)
+        except JournalDamagedError:
+            await self._set_aside(journal)
+            if not self._stopping.is_set():
+                raise
+
+    async def _run_on(self, journal: Journal, identity: Identity, stack: AsyncExitStack) -> None:
         shared = Shared()
         for name, settings in self._settings.runtimes.items():
             runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor, shared)
@@ -236,7 +249,11 @@ class Daemon:
         await self._run_parts(journal, self._client, tokens)
 
     async def _run_parts(self, journal: Journal, client: SupervisorClient, tokens: Tokens) -> None:
-        """Run every loop until a signal, then end them in order."""
+        """Run every loop until a signal, or until the journal turns out damaged, then end them in order.
+
+        Raises:
+            JournalDamagedError: It did.
+        """
         standing, conditions, pace = self._standing, self._conditions, Pace()
         mark = self._progress.mark
         reporter = Reporter(client, journal, standing=standing, conditions=conditions, mark=mark("reporter"))
@@ -290,17 +307,51 @@ class Daemon:
                     for name, runtime in self._runtimes.items()
                 ),
             ]
-            await self._stopping.wait()
+            await self._until_any(self._stopping, journal.rescue.noticed)
             log.info("agent.stopping", grace=self._settings.agent.shutdown_grace)
             receiving.cancel()
             lanes.stop()
-            await asyncio.wait({acting}, timeout=self._settings.agent.shutdown_grace)
+            over = group.create_task(journal.rescue.over.wait(), name="what a damaged journal leaves to do")
+            await asyncio.wait(
+                {acting, over}, timeout=self._settings.agent.shutdown_grace, return_when=asyncio.FIRST_COMPLETED
+            )
             acting.cancel()
             await asyncio.wait({acting})
             await owned.stop_all()
             await self._flush(journal)
-            for task in others:
+            if journal.rescue.damage is not None:
+                self._progress.rest()
+                await self._set_aside(journal)
+            for task in (over, *others):
                 task.cancel()
+        if journal.rescue.damage is not None:
+            raise journal.rescue.damage
+
+    async def _until_any(self, *events: asyncio.Event, seconds: float | None = None) -> None:
+        """Wait until one of these events is set, or so many seconds are over."""
+        waiting = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _set_aside(self, journal: Journal) -> None:
+        """Set a damaged journal aside, before the agent ends: so the next one cannot find it damaged once more.
+
+        Where that fails the agent stays, and says so: to end would be to start again and again on the same file.
+        """
+        since = journal.since_set_aside()
+        pause = 0.0 if since is None else min(max(SET_ASIDE_PAUSE - since, 0.0), SET_ASIDE_PAUSE)
+        while not journal.is_set_aside:
+            await self._until_any(self._stopping, seconds=pause)
+            try:
+                await journal.set_aside()
+            except JournalError as error:
+                log.error("journal.not_set_aside", cause=error.message, hint=error.hint)
+                if self._stopping.is_set():
+                    return
+                pause = SET_ASIDE_AGAIN
 
     async def _flush(self, journal: Journal) -> None:
         """Give the last reports a moment; the outbox keeps what is not sent."""

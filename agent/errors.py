@@ -7,6 +7,7 @@
     ├── IdentityError          the node's identity is missing, foreign, or refused              exit 78
     │   └── IdentityUnavailableError  it cannot be read or written just now                     exit 74
     ├── JournalError           the journal cannot be opened or written                          exit 74
+    │   ├── JournalDamagedError  its file is damaged: the agent ends, and begins a new one   exit 74
     │   ├── JournalInUseError  another agent holds the state folder                             exit 75
     │   └── JournalFullError   the disk has no room for it                                      exit 74
     ├── SupervisorError        the Supervisor could not be asked, or said no (link/client.py)   exit 69
@@ -98,6 +99,10 @@ class JournalError(AgentError):
     """The journal cannot be opened, read or written; nothing new is begun."""
 
     exit_code = 74
+
+
+class JournalDamagedError(JournalError):
+    """The journal's file turned out damaged while it was in use: no trying again mends that, only a new one."""
 
 
 class JournalInUseError(JournalError):

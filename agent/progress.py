@@ -38,6 +38,11 @@ class Progress:
         mark = self._marks[name] = Mark()
         return mark
 
+    def rest(self) -> None:
+        """Take all promises back: their loops were ended."""
+        for mark in self._marks.values():
+            mark.rest()
+
     def late(self) -> list[str]:
         """Name the loops that are late."""
         return [name for name, mark in self._marks.items() if mark.late]

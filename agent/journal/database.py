@@ -2,15 +2,20 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from agent.errors import JournalError, JournalFullError
+import structlog
+
+from agent.errors import JournalDamagedError, JournalError, JournalFullError
 from agent.files import FULL
 from agent.journal.reserve import Reserve
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -20,6 +25,14 @@ _OLDEST_SQLITE = (3, 37)
 
 _NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 """Primary result codes of a shared memory that cannot be made: sqlite.org/rescode.html."""
+
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""Primary result codes by which SQLite says that the file is damaged."""
+_DOUBTFUL = frozenset({None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH})
+"""Those that a sound file never leads to, for the statements are always the same, but a fault of the agent might. None
+is a text that is not UTF-8, which Python finds."""
+INSPECT_EVERY = 60.0
+"""Seconds between two inspections of a file because of such a one."""
 
 
 def look(path: Path) -> sqlite3.Connection:
@@ -81,11 +94,25 @@ class Database:
     """One connection in a thread of its own; used from the event loop.
 
     Every method may raise `JournalError`; nothing was written then.
+
+    Args:
+        path: Of its file.
+        inspect: Says what is wrong with the content of the file, or None; runs in the thread.
+        damaged: Told when it turned out damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inspect: Callable[[], str | None] = lambda: None,
+        damaged: Callable[[JournalDamagedError], None] = lambda _: None,
+    ) -> None:
         self.path = path
         self.reserve = Reserve(path)
+        self._inspect = inspect
+        self._damaged = damaged
+        self._inspect_from = 0.0
         self._executor = ThreadPoolExecutor(1, "journal")
         self._connection: sqlite3.Connection | None = None
         self._closing: Future[None] | None = None
@@ -104,17 +131,25 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was asked for and close the file, also when the caller is cancelled; twice is harmless."""
-
-        def work() -> None:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
-            self.reserve.close()
-
         if self._closing is None:
-            self._closing = self._executor.submit(work)
+            self._closing = self._executor.submit(self._disconnect)
             self._executor.shutdown(wait=False)
         await asyncio.shield(asyncio.wrap_future(self._closing))
+
+    async def leave(self, work: Callable[[], T]) -> T:
+        """Let go of the file for good, and run `work` on it."""
+
+        def leaving() -> T:
+            self._disconnect()
+            return work()
+
+        return await self.run(leaving)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self.reserve.close()
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, which only reads."""
@@ -155,11 +190,10 @@ class Database:
         def translated() -> T:
             try:
                 return work()
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                msg = f"cannot use the journal {self.path}: {error}"
-                if self._is_full(error):
-                    raise JournalFullError(msg, hint="free space on the disk of the state folder") from error
-                raise JournalError(msg, hint="look at the disk: is it full, read-only or failing?") from error
+            except (sqlite3.Error, ValueError, JournalError) as error:
+                if (said := self._explain(error)) is error:
+                    raise
+                raise said from error
             except OSError as error:
                 msg = f"cannot use the journal {self.path}: {error.strerror or error}"
                 if error.errno in FULL:
@@ -171,7 +205,42 @@ class Database:
         except RuntimeError as error:
             msg = f"cannot use the journal {self.path}: it is closed"
             raise JournalError(msg) from error
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except JournalDamagedError as error:
+            self._damaged(error)
+            raise
+
+    def _explain(self, error: Exception) -> Exception:
+        """Tell a damaged file from a disk that refuses; what is neither is said as it is."""
+        if damage := self._find_damage(error):
+            return JournalDamagedError(
+                f"cannot go on with the journal {self.path}: it is damaged: {damage}",
+                hint="the agent sets it aside, saves its results and ends; start it again if nothing does, and look at"
+                " the disk",
+            )
+        if not isinstance(error, sqlite3.Error | UnicodeDecodeError):
+            return error
+        msg = f"cannot use the journal {self.path}: {error}"
+        if self._is_full(error):
+            return JournalFullError(msg, hint="free space on the disk of the state folder")
+        return JournalError(msg, hint="look at the disk: is it full, read-only or failing?")
+
+    def _find_damage(self, error: Exception) -> str | None:
+        """Say what is wrong with the file; where SQLite does not say so itself, it is inspected, if not just before."""
+        code = getattr(error, "sqlite_errorcode", None)
+        code = None if code is None else code & 0xFF
+        if code in _DAMAGED:
+            return str(error)
+        refused = isinstance(error, JournalFullError) or self._connection is None
+        if refused or code not in _DOUBTFUL or time.monotonic() < self._inspect_from:
+            return None
+        self._inspect_from = time.monotonic() + INSPECT_EVERY
+        try:
+            return self._inspect()
+        except (JournalError, sqlite3.Error, OSError) as fault:  # of the disk, which the error itself speaks of
+            log.debug("journal.not_inspected", cause=str(fault))
+            return None
 
     def _is_full(self, error: Exception) -> bool:
         """Tell whether a write failed for want of space; what a quota refuses is an I/O error to SQLite."""

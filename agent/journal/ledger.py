@@ -14,10 +14,11 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from agent.conditions import Conditions
-from agent.errors import JournalError, JournalFullError
+from agent.errors import JournalDamagedError, JournalError, JournalFullError
 from agent.journal import intake, opening, retention, steps
 from agent.journal.database import Database
-from agent.journal.rows import Head, Row, RowState, SweepToken, Taken, as_json, read_head, read_rows, shorten, stamp
+from agent.journal.file import JournalFile
+from agent.journal.rows import Row, RowState, SweepToken, Taken, as_json, read_head, read_rows, shorten, stamp
 from agent.journal.steps import KEEP, Keep
 from agent.journal.wakeup import Wakeup
 from agent.protocol import MAX_ID, JournalStatus, Reason, Report, ReportOutcome, ReportStatus, Verb
@@ -27,33 +28,29 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Journal:
+class Journal(JournalFile):
     """The node's durable ledger of activities; see the package's docstring.
 
-    Every method may raise `JournalError` when the file cannot be read or written. Nothing was written then, and the
-    condition `journal_unwritable` is set until a write succeeds. The condition `disk_full` says that only the reserve
-    is left to write with.
+    Every method may raise `JournalError` when the file cannot be read or written. Nothing was written then, and a
+    condition says so: `journal_unwritable` until a write succeeds, `journal_unreadable` until what could not be read
+    can, `disk_full` while only the reserve is left to write with. After a `JournalDamagedError`, `journal_damaged`
+    stays: the agent is to end.
     """
 
-    def __init__(self, path: Path, conditions: Conditions, boot_id: Callable[[], str]) -> None:
-        self._database = Database(path)
-        self._conditions = conditions
+    def __init__(
+        self, folder: Path, journal_id: str | None, conditions: Conditions, boot_id: Callable[[], str]
+    ) -> None:
+        super().__init__(folder, journal_id, conditions)
         self._boot_id = boot_id
         self._listed: dict[int, str] = {}
         """What may begin, because the Supervisor listed it since the agent started; each with its runtime."""
-        self.revision = 0
-        """Grows with every `started` write; travels with every call to the Supervisor."""
-        self.cursor = 0
-        """The highest sequence that was journaled."""
-        self.lost = False
-        """Whether it replaced another one and its first sweep has not ended."""
         self.compared = asyncio.Event()
         """Set once the Supervisor has told how far this node's journal had come."""
         self.work_ready = Wakeup()
         self.report_ready = Wakeup()
         self.started_written = Wakeup()
 
-    # --- opening and closing
+    # --- opening
 
     @classmethod
     async def open(
@@ -71,21 +68,17 @@ class Journal:
         Raises:
             JournalError: It cannot be opened, not even anew, or a newer version wrote it.
         """
-        self = cls(folder / opening.FILE_NAME, conditions, boot_id)
+        self = cls(folder, journal_id, conditions, boot_id)
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
             self._note_head(await self._database.read(read_head))
-            self._show_space(whole=await self._database.mend())
+            self._health.space(whole=await self._database.mend())
         except BaseException:
-            await self._database.close()
+            await self.close()
             raise
         if replaced is not None:
-            conditions.set(
-                "journal_replaced",
-                f"a new journal was begun, because {replaced}",
-                hint="activities that may have been done are not done again; look at the runtimes, then dispatch anew",
-            )
-        self._show_lost()
+            self._health.replaced(replaced)
+        self._health.lost(self.lost)
         return self
 
     @staticmethod
@@ -104,16 +97,12 @@ class Journal:
         finally:
             await database.close()
 
-    async def close(self) -> None:
-        """Finish what was asked for and close the file."""
-        await self._database.close()
-
     # --- for what talks to the Supervisor
 
     async def begin_sweep(self) -> SweepToken:
         """Remember what is `received` before the sweep's first request: only that can be withdrawn by it."""
         statement = "SELECT id FROM activities WHERE state = 'received'"
-        ids = await self._database.read(lambda connection: [row["id"] for row in connection.execute(statement)])
+        ids = await self._read("sweep", lambda connection: [row["id"] for row in connection.execute(statement)])
         return SweepToken(frozenset(ids))
 
     async def take(self, items: Sequence[Any], *, sweep: SweepToken | None, last: int = 0) -> Taken:
@@ -141,17 +130,13 @@ class Journal:
             taken, page = written
             self._listed.update(page.waiting)
             if sweep is not None:
-                sweep.add(page.listed, page.highest)
+                sweep.add(page.listed, page.highest, conflicts=bool(taken.conflicts))
             if taken.conflicts:
-                self._conditions.set(
-                    "activity_conflict",
-                    f"activities {taken.conflicts[:5]} came again with another content; the first one counts",
-                    hint="an id must never be used twice; look at the Supervisor's store",
-                )
+                self._health.conflicts(taken.conflicts)
             if taken.new or taken.known:
                 self.work_ready.set()
             if taken.refused:
-                self._show_space(whole=False)
+                self._health.space(whole=False)
             if taken.again or taken.invalid or taken.refused:
                 self.report_ready.set()
 
@@ -172,7 +157,9 @@ class Journal:
         def announce(withdrawn: list[int]) -> None:
             for activity_id in withdrawn:
                 self._listed.pop(activity_id, None)
-            self._show_lost()
+            self._health.lost(self.lost)
+            if not token.conflicts:
+                self._health.no_conflicts()
             if withdrawn:
                 self.report_ready.set()
             self.work_ready.set()
@@ -194,7 +181,7 @@ class Journal:
             return False
 
         def announce(_: None) -> None:
-            self._show_lost()
+            self._health.lost(self.lost)
             self.compared.set()
 
         await self._write(lambda connection: intake.doubt(connection, revision, self._boot_id()), announce)
@@ -252,11 +239,13 @@ class Journal:
             first = next((found for found in waiting if found in listed), None)
             return [] if first is None else read_rows(connection, "id = ?", first)
 
-        return next(iter(await self._database.read(read)), None)
+        return next(iter(await self._read("next", read)), None)
 
     async def unfinished(self) -> list[Row]:
         """List what was `started` and not finished: the work of recovery."""
-        return await self._rows("state = 'started' ORDER BY sequence")
+        rows = await self._rows("state = 'started' ORDER BY sequence")
+        self.rescue.begun(rows)
+        return rows
 
     async def start(self, activity_id: int, verb: Verb) -> Row | None:
         """Write `started`, before anything is done.
@@ -276,12 +265,13 @@ class Journal:
 
         def announce(started: list[Row] | None) -> None:
             if started:
+                self.rescue.begun(started)
                 self._listed.pop(activity_id, None)
                 self.started_written.set()
 
         started = await self._write(write, announce)
         if started is None:
-            self._show_space(whole=False)
+            self._health.space(whole=False)
             raise JournalFullError(intake.NO_SPACE, hint=intake.NO_SPACE_HINT)
         return started[0] if started else None
 
@@ -306,8 +296,7 @@ class Journal:
         def write(connection: sqlite3.Connection) -> bool:
             return steps.record(connection, activity_id, call, decisive=decisive, before=before, detail=text)
 
-        if not await self._write(write):
-            raise _not_started(activity_id)
+        await self._write_step(activity_id, write)
 
     async def go_back(self, activity_id: int, *, superseded: bool, reason: Reason, evidence: Mapping[str, Any]) -> None:
         """Write a reconfigure's decision to go back, before `current` is touched; from then on it only goes back.
@@ -317,7 +306,15 @@ class Journal:
         """
         text = as_json({"superseded": superseded, "reason": reason.model_dump(), "evidence": dict(evidence)})
 
-        if not await self._write(lambda connection: steps.go_back(connection, activity_id, text)):
+        await self._write_step(activity_id, lambda connection: steps.go_back(connection, activity_id, text))
+
+    async def _write_step(self, activity_id: int, write: Callable[[sqlite3.Connection], bool]) -> None:
+        try:
+            written = await self._write(write)
+        except JournalError:
+            self.rescue.stuck(activity_id)
+            raise
+        if not written:
             raise _not_started(activity_id)
 
     async def finish(
@@ -347,9 +344,7 @@ class Journal:
         """
         whole = as_json(evidence or {})
 
-        def write(connection: sqlite3.Connection, text: str = whole) -> bool:
-            if steps.is_waiting(connection, activity_id):
-                self._database.reserve.keep_for_results(connection)
+        def store(connection: sqlite3.Connection, text: str = whole) -> bool:
             return steps.finish(
                 connection,
                 activity_id,
@@ -361,7 +356,13 @@ class Journal:
                 committed=committed,
             )
 
+        def write(connection: sqlite3.Connection, text: str = whole) -> bool:
+            if steps.is_waiting(connection, activity_id):
+                self._database.reserve.keep_for_results(connection)
+            return store(connection, text)
+
         def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
+            self.rescue.finished(activity_id)
             self._listed.pop(activity_id, None)
             if finished:
                 self.report_ready.set()
@@ -369,7 +370,11 @@ class Journal:
         def write_short(connection: sqlite3.Connection) -> bool:
             return write(connection, as_json(shorten(evidence or {})))
 
-        return await self._write(write, announce, when_full=write_short)
+        try:
+            return await self._write(write, announce, when_full=write_short)
+        except JournalDamagedError:
+            self.rescue.keep(activity_id, store)
+            raise
 
     async def knows_runtime(self, runtime: str) -> bool:
         """Tell whether it met a runtime before."""
@@ -392,7 +397,7 @@ class Journal:
 
     async def _runtime(self, runtime: str) -> sqlite3.Row | None:
         statement = "SELECT committed, last_verb FROM runtimes WHERE runtime = ?"
-        return await self._database.read(lambda connection: connection.execute(statement, (runtime,)).fetchone())
+        return await self._read("runtime", lambda connection: connection.execute(statement, (runtime,)).fetchone())
 
     # --- for everybody
 
@@ -405,7 +410,7 @@ class Journal:
             waiting = by_state.get(RowState.RECEIVED, 0) + by_state.get(RowState.STARTED, 0)
             return JournalStatus(waiting=waiting, unreported=by_state.get(RowState.FINISHED, 0))
 
-        return await self._database.read(read)
+        return await self._read("counts", read)
 
     async def recent(self, limit: int) -> list[Row]:
         """List the newest activities, newest first."""
@@ -426,77 +431,8 @@ class Journal:
 
         return await self._write(write)
 
-    async def mend_reserve(self) -> None:
-        """Make the space for results whole again where there is room, and show whether it is."""
-        try:
-            self._show_space(whole=await self._database.mend())
-        except JournalError as error:
-            self._show_unwritable(error)
-            raise
-
     async def _rows(self, condition: str, *values: object) -> list[Row]:
-        return await self._database.read(lambda connection: read_rows(connection, condition, *values))
-
-    async def _write(
-        self,
-        work: Callable[[sqlite3.Connection], T],
-        announce: Callable[[T], None] = lambda _: None,
-        *,
-        when_full: Callable[[sqlite3.Connection], T] | None = None,
-    ) -> T:
-        """Run `work` in one transaction, and announce it once it is durable, even if nobody waits for it any more.
-
-        Args:
-            work: Runs in the thread.
-            announce: Called with what it returned.
-            when_full: Is run instead when the disk has no room for that.
-        """
-
-        def write(connection: sqlite3.Connection) -> tuple[T, Head, bool]:
-            before = connection.total_changes
-            result = work(connection)
-            return result, read_head(connection), connection.total_changes > before
-
-        def committed(written: tuple[T, Head, bool]) -> None:
-            result, head, changed = written
-            self._note_head(head)
-            if changed:
-                self._conditions.clear("journal_unwritable")
-            announce(result)
-
-        try:
-            return (await self._database.write(write, committed))[0]
-        except JournalError as error:
-            if when_full is None or not isinstance(error, JournalFullError):
-                self._show_unwritable(error)
-                raise
-        return await self._write(when_full, announce)
-
-    def _show_unwritable(self, error: JournalError) -> None:
-        self._conditions.set("journal_unwritable", error.message, hint=error.hint)
-
-    def _show_space(self, *, whole: bool) -> None:
-        if whole:
-            self._conditions.clear("disk_full")
-        else:
-            self._conditions.set(
-                "disk_full",
-                "the disk of the state folder is full: what is new is rejected (no_space); what runs can be finished",
-                hint="free space on it; this ends by itself within seconds",
-            )
-
-    def _note_head(self, head: Head) -> None:
-        self.revision, self.cursor, self.lost = head.revision, head.cursor, head.lost
-
-    def _show_lost(self) -> None:
-        if self.lost:
-            self._conditions.set(
-                "journal_lost",
-                "the journal does not know what was done before it; nothing that may have been done is done again",
-                hint="this ends by itself with the next complete answer of the Supervisor",
-            )
-        else:
-            self._conditions.clear("journal_lost")
+        return await self._read(condition, lambda connection: read_rows(connection, condition, *values))
 
 
 def _not_started(activity_id: int) -> JournalError:

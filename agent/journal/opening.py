@@ -7,7 +7,8 @@ another one's is replaced by a new one that is marked *lost*, because it cannot 
 import os
 import sqlite3
 import uuid
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -15,8 +16,9 @@ import structlog
 from agent.errors import JournalError
 from agent.files import fsync_folder
 from agent.journal.database import build, connect, look
-from agent.journal.rows import read_rows, stamp
-from agent.journal.salvage import salvage
+from agent.journal.rescue import Store
+from agent.journal.rows import Row, read_rows, stamp
+from agent.journal.salvage import add_results, salvage
 from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, expected_statements, migrate, statements
 from agent.protocol import Verb
 
@@ -24,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 FILE_NAME = "journal.db"
 _COMPANIONS = ("", "-wal", "-shm")
+_STAMP = "%Y%m%dT%H%M%S%fZ"
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 """Result codes that speak of the file's content, not of the disk or of permissions: sqlite.org/rescode.html.
 
@@ -43,6 +46,8 @@ def prepare(folder: Path, journal_id: str | None) -> str | None:
     reason = None
     damage = find_damage(path, journal_id)
     if damage is not None:
+        if _is_ready(path, journal_id):
+            damage = "the one before was damaged"
         saved = _replace(path, journal_id)
         reason = f"{damage} ({saved} reports were saved from the old one)"
     _discard(_new(path))
@@ -60,7 +65,7 @@ def create_for_enrolment(folder: Path) -> str:
     In place of a damaged one it counts as lost, for the node may be the one that it was before.
     """
     path = folder / FILE_NAME
-    if not path.exists():
+    if not path.exists() and not _is_ready(path, None):
         _build(_new(path), lost=False, journal_id=None, damaged=None)
         _set_aside(path)  # a WAL without its file would be read into the new one
         _put_in_place(path)
@@ -71,6 +76,34 @@ def create_for_enrolment(folder: Path) -> str:
         return str(connection.execute("SELECT journal_id FROM journal").fetchone()[0])
     finally:
         connection.close()
+
+
+def set_aside(folder: Path, journal_id: str | None, results: Sequence[tuple[Row, Store]]) -> None:
+    """Set a journal aside that turned out damaged in use; the next start puts a new one in its place, and says so.
+
+    That one is made here, for it begins with results that nobody else knows. It is whole before the old one is moved.
+
+    Args:
+        folder: The state folder.
+        journal_id: Of the new one too.
+        results: What the damaged one did not take.
+
+    Raises:
+        sqlite3.Error: The disk, or a permission, is at fault.
+        OSError: The same.
+    """
+    path = folder / FILE_NAME
+    if not path.exists() and _is_ready(path, journal_id):
+        return
+    _build(_new(path), lost=True, journal_id=journal_id, damaged=path if path.exists() else None, results=results)
+    aside = _set_aside(path)
+    log.error("journal.set_aside", file=str(path), set_aside=aside and str(aside), results=len(results))
+
+
+def since_set_aside(folder: Path) -> timedelta | None:
+    """Return for how long the last journal has been set aside; None if none was."""
+    names = [path.name.partition(".damaged-")[2] for path in folder.glob(f"{FILE_NAME}.damaged-*Z")]
+    return datetime.now(UTC) - datetime.strptime(f"{max(names)}+0000", f"{_STAMP}%z") if names else None
 
 
 def find_damage(path: Path, journal_id: str | None) -> str | None:
@@ -144,8 +177,7 @@ def _replace(path: Path, journal_id: str | None) -> int:
         How many reports were saved.
     """
     new = _new(path)
-    # Neither, when a crash came between setting the old one aside and putting this one in its place.
-    if path.exists() or find_damage(new, journal_id) is not None:
+    if not _is_ready(path, journal_id):
         _build(new, lost=True, journal_id=journal_id, damaged=path if path.exists() else None)
     connection = look(new)
     try:
@@ -158,16 +190,29 @@ def _replace(path: Path, journal_id: str | None) -> int:
     return saved
 
 
+def _is_ready(path: Path, journal_id: str | None) -> bool:
+    """Tell whether the old one was set aside and the new one not put in its place: by `set_aside`, or a crash."""
+    return not path.exists() and find_damage(_new(path), journal_id) is None
+
+
 def _new(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
 
 
-def _build(new: Path, *, lost: bool, journal_id: str | None, damaged: Path | None) -> None:
+def _build(
+    new: Path,
+    *,
+    lost: bool,
+    journal_id: str | None,
+    damaged: Path | None,
+    results: Sequence[tuple[Row, Store]] = (),
+) -> None:
     """Make a whole new journal, one file without a WAL, beside the place where it is to be; on the disk in the end."""
     _discard(new)
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _fill(new, lost=lost, journal_id=journal_id, damaged=damaged)
+        add_results(new, results)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -202,7 +247,7 @@ def _set_aside(path: Path) -> Path | None:
 
     The file goes first: without its WAL it might pass for a sound, older one.
     """
-    when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    when = datetime.now(UTC).strftime(_STAMP)
     aside = path.with_name(f"{path.name}.damaged-{when}")
     present = [companion for companion in _COMPANIONS if Path(f"{path}{companion}").exists()]
     for companion in present:

@@ -56,6 +56,8 @@ class Row:
     sequence: int
     runtime: str
     action: str
+    digest: str
+    """Of its content: the same id with another one is not taken in."""
     state: RowState
     activity: Activity | None
     """Whole while it is not finished; None when it did not parse."""
@@ -112,11 +114,14 @@ class SweepToken:
     received: frozenset[int]
     listed: set[int] = field(default_factory=set)
     highest: int = 0
+    conflicts: bool = False
+    """Whether an id came with another content."""
 
-    def add(self, listed: set[int], highest: int) -> None:
+    def add(self, listed: set[int], highest: int, *, conflicts: bool) -> None:
         """Count an answer that was journaled."""
         self.listed |= listed
         self.highest = max(self.highest, highest)
+        self.conflicts = self.conflicts or conflicts
 
 
 @dataclass(slots=True)
@@ -229,6 +234,7 @@ def _read_row(record: sqlite3.Row, calls: tuple[JournaledCall, ...]) -> Row:
         sequence=record["sequence"],
         runtime=record["runtime"],
         action=record["action"],
+        digest=record["digest"],
         state=RowState(record["state"]),
         activity=None if body is None else Activity.model_validate_json(body),
         uncertain=bool(record["uncertain"]),
@@ -266,5 +272,5 @@ def read_rows(connection: sqlite3.Connection, condition: str, *values: object) -
             rows.append(_read_row(record, calls))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             msg = f"cannot read activity {record['id']} in the journal: {type(error).__name__}"
-            raise JournalError(msg, hint="the file is damaged; restart the agent, which begins a new one") from error
+            raise JournalError(msg, hint="look at the disk; one that was reported is forgotten in time") from error
     return rows

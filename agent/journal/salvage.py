@@ -1,15 +1,17 @@
 """What a damaged journal still gives: finished activities, so that no report is lost."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from agent.errors import JournalError
-from agent.journal.database import look
-from agent.journal.rows import read_rows
+from agent.journal.database import build, look
+from agent.journal.rescue import Store
+from agent.journal.rows import Row, RowState, read_rows, stamp
 
 log = structlog.get_logger(__name__)
 
@@ -58,3 +60,21 @@ def _save(target: sqlite3.Connection, record: tuple[Any, ...]) -> bool:
         target.execute("DELETE FROM activities WHERE id = ?", (record[0],))
         return False
     return True
+
+
+def add_results(new: Path, results: Sequence[tuple[Row, Store]]) -> None:
+    """Write results that a damaged journal did not take into a new one that nobody uses yet; the caller syncs it.
+
+    Raises:
+        sqlite3.Error: It cannot be written.
+    """
+    columns = "id, sequence, runtime, action, digest, author_id, created_at, state, uncertain, received_at, started_at"
+    with closing(build(new)) as connection:
+        for row, store in results:
+            values = (
+                *(row.id, row.sequence, row.runtime, row.action, row.digest, row.author_id, row.created_at),
+                *(RowState.STARTED, 1, stamp(row.received_at), row.started_at and stamp(row.started_at)),
+            )
+            marks = ", ".join("?" * len(values))
+            connection.execute(f"INSERT OR IGNORE INTO activities ({columns}) VALUES ({marks})", values)  # noqa: S608 - constants
+            store(connection)

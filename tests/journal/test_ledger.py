@@ -452,15 +452,6 @@ async def test_a_closed_journal_refuses_everything(node: Node) -> None:
         await node.journal.next("iggy")
 
 
-async def test_an_activity_that_cannot_be_read_is_an_error_with_a_next_step(node: Node) -> None:
-    await node.sweep(activity(1))
-    broken = "UPDATE activities SET evidence = 'broken'"
-    await node.journal._database.write(lambda connection: connection.execute(broken), lambda _: None)
-    with pytest.raises(JournalError, match="cannot read activity 1 in the journal: JSONDecodeError") as caught:
-        await node.journal.recent(10)
-    assert caught.value.hint == "the file is damaged; restart the agent, which begins a new one"
-
-
 async def test_what_a_cancelled_caller_wrote_is_announced_all_the_same(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
