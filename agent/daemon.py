@@ -341,17 +341,17 @@ class Daemon:
 
         Where that fails the agent stays, and says so: to end would be to start again and again on the same file.
         """
-        since = journal.since_set_aside()
-        pause = 0.0 if since is None else min(max(SET_ASIDE_PAUSE - since, 0.0), SET_ASIDE_PAUSE)
         while not journal.is_set_aside:
-            await self._until_any(self._stopping, seconds=pause)
             try:
+                since = await journal.since_set_aside()
+                if since is not None and 0 <= since < SET_ASIDE_PAUSE:
+                    await self._until_any(self._stopping, seconds=SET_ASIDE_PAUSE - since)
                 await journal.set_aside()
             except JournalError as error:
                 log.error("journal.not_set_aside", cause=error.message, hint=error.hint)
                 if self._stopping.is_set():
                     return
-                pause = SET_ASIDE_AGAIN
+                await self._until_any(self._stopping, seconds=SET_ASIDE_AGAIN)
 
     async def _flush(self, journal: Journal) -> None:
         """Give the last reports a moment; the outbox keeps what is not sent."""

@@ -113,6 +113,7 @@ class Database:
         self._inspect = inspect
         self._damaged = damaged
         self._inspect_from = 0.0
+        self._found: str | None = None
         self._executor = ThreadPoolExecutor(1, "journal")
         self._connection: sqlite3.Connection | None = None
         self._closing: Future[None] | None = None
@@ -233,14 +234,15 @@ class Database:
         if code in _DAMAGED:
             return str(error)
         refused = isinstance(error, JournalFullError) or self._connection is None
-        if refused or code not in _DOUBTFUL or time.monotonic() < self._inspect_from:
+        if refused or code not in _DOUBTFUL:
             return None
-        self._inspect_from = time.monotonic() + INSPECT_EVERY
-        try:
-            return self._inspect()
-        except (JournalError, sqlite3.Error, OSError) as fault:  # of the disk, which the error itself speaks of
-            log.debug("journal.not_inspected", cause=str(fault))
-            return None
+        if self._found is None and time.monotonic() >= self._inspect_from:
+            self._inspect_from = time.monotonic() + INSPECT_EVERY
+            try:
+                self._found = self._inspect()
+            except (JournalError, sqlite3.Error, OSError) as fault:  # of the disk, which the error itself speaks of
+                log.debug("journal.not_inspected", cause=str(fault))
+        return self._found
 
     def _is_full(self, error: Exception) -> bool:
         """Tell whether a write failed for want of space; what a quota refuses is an I/O error to SQLite."""

@@ -69,9 +69,13 @@ class JournalFile:
         await self._database.leave(lambda: opening.set_aside(self._folder, self._id, results))
         self.is_set_aside = True
 
-    def since_set_aside(self) -> float | None:
-        """Return for how many seconds the last damaged journal has been set aside; None if none was."""
-        since = opening.since_set_aside(self._folder)
+    async def since_set_aside(self) -> float | None:
+        """Return for how many seconds the last damaged journal has been set aside; None if none was.
+
+        Raises:
+            JournalError: The disk is at fault.
+        """
+        since = await self._database.run(lambda: opening.since_set_aside(self._folder))
         return None if since is None else since.total_seconds()
 
     def _notice(self, damage: JournalDamagedError) -> None:

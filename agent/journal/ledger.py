@@ -362,7 +362,7 @@ class Journal(JournalFile):
             return store(connection, text)
 
         def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
-            self.rescue.finished(activity_id)
+            self.rescue.finished(activity_id, store)
             self._listed.pop(activity_id, None)
             if finished:
                 self.report_ready.set()
@@ -373,7 +373,7 @@ class Journal(JournalFile):
         try:
             return await self._write(write, announce, when_full=write_short)
         except JournalDamagedError:
-            self.rescue.keep(activity_id, store)
+            self.rescue.finished(activity_id, store)
             raise
 
     async def knows_runtime(self, runtime: str) -> bool:

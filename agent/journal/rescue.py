@@ -1,7 +1,7 @@
 """What is kept of a journal whose file turns out damaged while the agent runs: the results of what is under way.
 
-Such a file may take no result any more. So the results stay in memory until the file is set aside, and the journal that
-replaces it begins with them.
+Such a file may take no result any more, or not give it again. So the results stay in memory until the file is set aside,
+and the journal that replaces it begins with them.
 """
 
 import asyncio
@@ -26,29 +26,28 @@ class Rescue:
         self.over = asyncio.Event()
         """Set once it was, and nothing that is under way can come to a result any more that it has not come to."""
         self.results: list[tuple[Row, Store]] = []
-        """What came of activities, with each as it was before."""
+        """What came of activities since then, with each as it was before."""
         self._under_way: dict[int, Row] = {}
 
     def begun(self, rows: Iterable[Row]) -> None:
         """Note what is under way."""
         self._under_way.update((row.id, row) for row in rows)
 
-    def finished(self, activity_id: int) -> None:
-        """Note that a result is on the disk."""
-        self._under_way.pop(activity_id, None)
-        self._look()
+    def finished(self, activity_id: int, store: Store) -> None:
+        """Note a result: once the file is damaged it is kept, also if the file took it, for it may not give it again.
 
-    def keep(self, activity_id: int, store: Store) -> None:
-        """Keep a result that the damaged file did not take; that of what never began is not worth it."""
+        That of what never began is not: the Supervisor lists it again.
+        """
         row = self._under_way.pop(activity_id, None)
-        if row is not None:
+        if row is not None and self.damage is not None:
             self.results.append((row, store))
         self._look()
 
     def stuck(self, activity_id: int) -> None:
-        """Note that the damaged file did not take a step of an activity, so that it does not go on."""
+        """Note that a damaged file did not take a step of an activity, so that it does not go on."""
         if self.damage is not None:
-            self.finished(activity_id)
+            self._under_way.pop(activity_id, None)
+            self._look()
 
     def notice(self, damage: JournalDamagedError) -> bool:
         """Note that the file is damaged; returns whether that is new."""
