@@ -1,7 +1,7 @@
 """What is kept of a journal whose file turns out damaged while the agent runs: the results of what is under way.
 
-Such a file may take no result any more, or not give it again. So the results stay in memory until the file is set aside,
-and the journal that replaces it begins with them.
+Such a file may take no result any more, or not give it again. So they stay in memory until the file is set aside, and
+the journal that replaces it begins with them.
 """
 
 import asyncio

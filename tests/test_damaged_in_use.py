@@ -1,0 +1,126 @@
+"""A real agent whose journal is damaged while it runs: it ends, begins a new one, and does nothing twice."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agent.protocol import ActivityStatus, RuntimeName
+from tests.e2e.programs import standin_programs
+from tests.e2e.rig import Rig
+from tests.e2e.scenarios import USUAL
+from tests.e2e.waiting import until
+from tests.journal.test_damage_in_use import damage_index
+
+IGGY = RuntimeName.IGGY
+DAMAGED = 74
+"""Exit code: sysexits.h, EX_IOERR."""
+
+
+def write_rubbish(path: Path) -> None:
+    """Have the index be read from another table's page; the agent reads the schema again."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        (version,) = other.execute("PRAGMA schema_version").fetchone()
+        other.execute("PRAGMA writable_schema = 1")
+        (page,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'journal'").fetchone()
+        other.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'activities_by_lane'", (page,))
+        other.execute(f"PRAGMA schema_version = {version + 1}")
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with Rig(standin_programs(), USUAL) as rig:
+        await rig.start_agent()
+        yield rig
+
+
+async def touch(rig: Rig) -> None:
+    """Have the agent use its journal, which heartbeats do too, but later."""
+    await rig.ask("/v1/status")
+
+
+async def codes(rig: Rig) -> list[str]:
+    status = await rig.ask("/v1/status")
+    return [] if status is None else [condition["code"] for condition in status["conditions"]]
+
+
+async def until_well(rig: Rig) -> None:
+    """Wait until the new journal knows what it has to know."""
+
+    async def well() -> bool:
+        return await codes(rig) == ["journal_replaced"]
+
+    await until(well, "the new journal is not lost any more")
+
+
+@pytest.mark.parametrize("damage", [damage_index, write_rubbish], ids=lambda damage: damage.__name__)
+async def test_it_ends_with_a_clear_word_and_works_again_when_it_is_started(
+    rig: Rig, damage: Callable[[Path], None]
+) -> None:
+    first = await rig.api.run(IGGY, "start")
+    assert first.status is ActivityStatus.COMPLETED
+    damage(rig.node.state_dir / "journal.db")
+    await touch(rig)
+    assert await rig.agent.wait() == DAMAGED
+    said = rig.agent.log.read_text()
+    assert "iggy-agent: cannot go on with the journal" in said
+    assert "hint: the agent sets it aside" in said
+    assert said.count('"journal_damaged"') == 1, "the log says it once"
+    assert len(list(rig.node.state_dir.glob("journal.db.damaged-*Z"))) == 1
+    await rig.start_agent()
+    await until_well(rig)
+    assert (await rig.api.run(IGGY, "restart")).status is ActivityStatus.COMPLETED
+    assert len(rig.births(IGGY)) == 2
+    assert (await rig.api.get(first.id)).raw == first.raw
+    assert await rig.agent.terminate() == 0
+    await rig.start_agent()
+    assert await codes(rig) == []
+
+
+async def test_the_result_of_what_is_under_way_is_saved_and_it_is_not_done_again(rig: Rig) -> None:
+    rig.switch_faults(IGGY, "slow_start:1")
+    dispatched = await rig.api.dispatch(IGGY, "start")
+    await rig.until_called(dispatched.id, "start")
+    damage_index(rig.node.state_dir / "journal.db")
+    await touch(rig)
+    assert await rig.agent.wait() == DAMAGED
+    assert len(rig.births(IGGY)) == 1
+    await rig.start_agent()
+    done = await rig.api.finished(dispatched.id)
+    assert (done.status, done.code) == (ActivityStatus.COMPLETED, None)
+    assert done.raw["changed"] is True
+    assert done.raw["evidence"]["calls"] == ["start"], "it is the result of the agent that did it"
+    await until_well(rig)
+    assert len(rig.births(IGGY)) == 1
+
+
+async def test_one_that_is_damaged_again_at_once_is_not_set_aside_again_at_once(rig: Rig) -> None:
+    """A disk that spoils each new journal: the agent stays, and shows it, until a minute is over."""
+    damage_index(rig.node.state_dir / "journal.db")
+    await touch(rig)
+    assert await rig.agent.wait() == DAMAGED
+    await rig.start_agent()
+    await until_well(rig)
+    damage_index(rig.node.state_dir / "journal.db")
+    await touch(rig)
+
+    async def shown() -> bool:
+        return "journal_damaged" in await codes(rig)
+
+    await until(shown, "it shows that it is damaged")
+    dispatched = await rig.api.dispatch(IGGY, "start")
+
+    async def told() -> bool:
+        (node,) = await rig.api.nodes()
+        return "journal_damaged" in (node["heartbeat"] or {}).get("agent", {}).get("conditions", [])
+
+    await until(told, "a heartbeat tells the Supervisor")
+    assert rig.agent.alive
+    assert rig.births(IGGY) == []
+    assert await rig.agent.terminate() == 0
+    assert len(list(rig.node.state_dir.glob("journal.db.damaged-*Z"))) == 2
+    await rig.start_agent()
+    assert (await rig.api.finished(dispatched.id)).code == "outcome_unknown"
+    assert rig.births(IGGY) == []
