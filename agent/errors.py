@@ -6,8 +6,8 @@
     │   └── CaFileUnavailableError    supervisor.ca_file cannot be read just now                exit 74
     ├── IdentityError          the node's identity is missing, foreign, or refused              exit 78
     │   └── IdentityUnavailableError  it cannot be read or written just now                     exit 74
-    ├── JournalError           the journal cannot be opened or written                          exit 74
-    │   ├── JournalDamagedError  its file is damaged: the agent ends, and begins a new one   exit 74
+    ├── JournalError           the journal cannot be opened, read or written                    exit 74
+    │   ├── JournalDamagedError its file is damaged: the agent ends, the next one begins anew   exit 74
     │   ├── JournalInUseError  another agent holds the state folder                             exit 75
     │   └── JournalFullError   the disk has no room for it                                      exit 74
     ├── SupervisorError        the Supervisor could not be asked, or said no (link/client.py)   exit 69

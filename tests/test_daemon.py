@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from agent import daemon as daemon_module
 from agent.activities.owned import OwnedRuntimes
 from agent.daemon import Daemon
+from agent.errors import JournalError
 from agent.journal import Journal
 from agent.link import identity as identities
 from agent.link.heartbeat import Heartbeat
@@ -143,3 +144,62 @@ def _enrol(state_dir: Path, journal_id: str) -> None:
         enrolled_at=now,
     )
     identities.save(state_dir, identity)
+
+
+class Damaged:
+    """A damaged journal that the disk does not let be set aside at once."""
+
+    def __init__(self, *, refusals: int, since: float | None = None) -> None:
+        self.is_set_aside = False
+        self.tries = 0
+        self.tried = asyncio.Event()
+        self._refusals = refusals
+        self._since = since
+
+    async def since_set_aside(self) -> float | None:
+        return self._since
+
+    async def set_aside(self) -> None:
+        self.tries += 1
+        self.tried.set()
+        if self.tries <= self._refusals:
+            msg = "cannot use the journal: read-only file system"
+            raise JournalError(msg)
+        self.is_set_aside = True
+
+
+async def test_an_agent_stays_until_its_damaged_journal_could_be_set_aside(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To end would be to start again and again on a file that a start may find sound."""
+    monkeypatch.setattr(daemon_module, "SET_ASIDE_AGAIN", 0.02)
+    journal = Damaged(refusals=3)
+    await daemon._set_aside(cast("Journal", journal))
+    assert (journal.tries, journal.is_set_aside) == (4, True)
+    assert capsys.readouterr().out.count("journal.not_set_aside") == 3
+    await daemon._set_aside(cast("Journal", journal))
+    assert journal.tries == 4
+
+
+async def test_an_agent_that_is_told_to_stop_tries_once_more_and_ends(daemon: Daemon) -> None:
+    journal = Damaged(refusals=9)
+    ending = asyncio.create_task(daemon._set_aside(cast("Journal", journal)))
+    async with asyncio.timeout(10):
+        await journal.tried.wait()
+        daemon._stopping.set()
+        await ending
+    assert journal.tries == 2
+
+
+@pytest.mark.parametrize("since", [None, 61.0, -5.0], ids=["never", "long ago", "in the future"])
+async def test_it_does_not_wait_where_none_was_set_aside_just_before(daemon: Daemon, since: float | None) -> None:
+    """A clock may have been set back since."""
+    async with asyncio.timeout(10):
+        await daemon._set_aside(cast("Journal", Damaged(refusals=0, since=since)))
+
+
+async def test_it_waits_until_a_minute_after_the_last_one(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SET_ASIDE_PAUSE", 60.2)
+    began = asyncio.get_running_loop().time()
+    await daemon._set_aside(cast("Journal", Damaged(refusals=0, since=60.0)))
+    assert asyncio.get_running_loop().time() - began >= 0.15

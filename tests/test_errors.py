@@ -13,6 +13,7 @@ EXIT_CODES = {
     "IdentityError": 78,
     "IdentityUnavailableError": 74,
     "JournalError": 74,
+    "JournalDamagedError": 74,
     "JournalInUseError": 75,
     "JournalFullError": 74,
     "SupervisorError": 69,

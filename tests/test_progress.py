@@ -32,3 +32,11 @@ def test_a_loop_that_waits_for_what_may_never_come_is_never_late(clock: list[flo
     mark.rest()
     clock[0] += 1e6
     assert everyone.late() == []
+
+
+def test_loops_that_were_ended_are_not_late(clock: list[float]) -> None:
+    everyone = Progress()
+    everyone.mark("ended").within(1.0)
+    everyone.rest()
+    clock[0] += 9.0
+    assert everyone.late() == []

@@ -16,7 +16,7 @@ exit codes:
   3   the agent is not running (status, activities)
   69  the Supervisor cannot be reached, or refused
   70  a fault of this program
-  74  the journal, the identity or supervisor.ca_file cannot be read or written just now
+  74  the journal, the identity or supervisor.ca_file cannot be used just now, or the journal is damaged
   75  another agent holds the state folder or the socket
   77  no permission
   78  the settings or the identity are wrong"""

@@ -122,7 +122,7 @@ class Heartbeat:
             self._counts = await self._journal.counts()
         except JournalError as error:
             # The last figures are still the best ones, and the condition that goes with this has to travel.
-            log.warning("heartbeat.without_counts", cause=error.message)
+            log.debug("heartbeat.without_counts", cause=error.message)
         message = HeartbeatMessage(
             sent_at=datetime.now(UTC),
             agent=AgentStatus(

@@ -168,6 +168,23 @@ async def test_the_same_id_with_another_content_is_not_taken_in(node: Node, othe
     assert "activity_conflict" in node.conditions
 
 
+async def test_a_conflict_is_shown_until_a_complete_sweep_lists_none(node: Node) -> None:
+    """Then whoever gave the id twice does so no more."""
+    await node.sweep(activity(1))
+    other = activity(1, action="stop")
+    await node.take(other)
+    assert "activity_conflict" in node.conditions
+    await node.sweep(activity(2), other)
+    assert "activity_conflict" in node.conditions, "it is still listed"
+    token = await node.journal.begin_sweep()
+    await node.journal.take([activity(2)], sweep=token)
+    assert "activity_conflict" in node.conditions, "the sweep has not ended"
+    await node.journal.end_sweep(token, last=2)
+    assert node.conditions.all() == []
+    await node.take(other)
+    assert "activity_conflict" in node.conditions
+
+
 async def test_what_does_not_change_the_content_is_no_conflict(node: Node) -> None:
     await node.take(activity(1))
     again = activity(1, created_at="2026-03-16T13:00:00+01:00", author_id=1, expires_at=None, sequence=8, more="new")
