@@ -317,11 +317,11 @@ class Daemon:
             )
             acting.cancel()
             await asyncio.wait({acting})
-            await owned.stop_all()
-            await self._flush(journal)
-            if journal.rescue.damage is not None:
+            if journal.rescue.damage is not None:  # before what is owned is stopped: it may take a while
                 self._progress.rest()
                 await self._set_aside(journal)
+            await owned.stop_all()
+            await self._flush(journal)
             for task in (over, *others):
                 task.cancel()
         if journal.rescue.damage is not None:
@@ -357,7 +357,7 @@ class Daemon:
         """Give the last reports a moment; the outbox keeps what is not sent."""
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                while self._standing.permitted and (await journal.counts()).unreported:  # noqa: ASYNC110 - a table has no event
+                while self._standing.permitted and not journal.is_set_aside and (await journal.counts()).unreported:  # noqa: ASYNC110 - a table has no event
                     await asyncio.sleep(0.02)
         except (TimeoutError, JournalError) as error:
             log.warning("agent.reports_left", cause=str(error) or "the Supervisor did not answer in time")

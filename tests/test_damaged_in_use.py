@@ -1,6 +1,7 @@
 """A real agent whose journal is damaged while it runs: it ends, begins a new one, and does nothing twice."""
 
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,21 @@ from tests.journal.test_damage_in_use import damage_index
 IGGY = RuntimeName.IGGY
 DAMAGED = 74
 """Exit code: sysexits.h, EX_IOERR."""
+
+SPOILT = """
+import sqlite3, sys
+from agent.cli import main
+from agent.journal import Journal
+def malformed(_):
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise error
+async def know_runtime(self, *_, **__):
+    await self._database.read(malformed)
+Journal.know_runtime = know_runtime
+sys.exit(main())
+"""
+"""An agent that finds its journal damaged as soon as it has opened it, and always finds it sound when it opens it."""
 
 
 def write_rubbish(path: Path) -> None:
@@ -124,3 +140,23 @@ async def test_one_that_is_damaged_again_at_once_is_not_set_aside_again_at_once(
     await rig.start_agent()
     assert (await rig.api.finished(dispatched.id)).code == "outcome_unknown"
     assert rig.births(IGGY) == []
+
+
+async def test_one_that_each_start_finds_sound_is_begun_anew_and_no_more_often_than_each_minute(rig: Rig) -> None:
+    """What a start and the use of a journal disagree about must not be an endless loop of starts."""
+    await rig.agent.terminate()
+    spoilt = (sys.executable, "-c", SPOILT)
+    await rig.start_agent(program=spoilt, wait=False)
+    assert await rig.agent.wait() == DAMAGED
+    await rig.start_agent(program=spoilt, wait=False)
+
+    async def shown() -> bool:
+        return {"journal_damaged", "journal_replaced"} <= set(await codes(rig))
+
+    await until(shown, "it shows that it is damaged")
+    assert rig.agent.alive
+    assert await rig.agent.terminate() == 0
+    assert len(list(rig.node.state_dir.glob("journal.db.damaged-*Z"))) == 2
+    await rig.start_agent()
+    await until_well(rig)
+    assert (await rig.api.run(IGGY, "start")).status is ActivityStatus.COMPLETED

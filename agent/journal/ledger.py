@@ -243,9 +243,14 @@ class Journal(JournalFile):
 
     async def unfinished(self) -> list[Row]:
         """List what was `started` and not finished: the work of recovery."""
-        rows = await self._rows("state = 'started' ORDER BY sequence")
-        self.rescue.begun(rows)
-        return rows
+        loop = asyncio.get_running_loop()
+
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            rows = read_rows(connection, "state = 'started' ORDER BY sequence")
+            loop.call_soon_threadsafe(self.rescue.begun, rows)  # in order with what is written before and after
+            return rows
+
+        return await self._read("unfinished", read)
 
     async def start(self, activity_id: int, verb: Verb) -> Row | None:
         """Write `started`, before anything is done.
