@@ -261,7 +261,10 @@ class Journal(JournalFile):
 
         Raises:
             JournalFullError: It is to be rejected, for it is not sure that its result could be stored.
+            JournalDamagedError: The file is damaged, also if it would take this.
         """
+        if self.rescue.damage is not None:
+            raise self.rescue.damage
 
         def write(connection: sqlite3.Connection) -> list[Row] | None:
             if not self._database.reserve.allows(connection, activity_id):

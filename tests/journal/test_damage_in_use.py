@@ -86,6 +86,8 @@ async def test_a_damage_is_said_once_and_the_next_start_begins_a_new_journal_wit
     assert node.journal.rescue.noticed.is_set()
     assert codes(node) == ["journal_damaged"]
     assert capsys.readouterr().out.count("condition.began") == 1
+    with pytest.raises(JournalDamagedError):
+        await node.start(2)
     assert not node.journal.rescue.over.is_set(), "an activity is under way"
     with suppress(JournalDamagedError):  # where that page is sound, it is written
         await node.finish(1, evidence={"seen": "it"})
