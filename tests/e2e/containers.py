@@ -21,7 +21,7 @@ from tests import standins
 from tests.e2e.births import Birth
 from tests.e2e.habitats import Home, unique_name
 from tests.faults.tally import LostError
-from tests.runtimes.engine_rig import IMAGE, RealEngine, own_engine
+from tests.runtimes.engine_rig import IMAGE, NEVER, RealEngine, own_engine
 
 NAMED = "HABITAT_CONTAINER"
 """The variable by which a run is known to be one of a node's containers."""
@@ -95,6 +95,8 @@ class Containers:
     def incarnation(self, birth: Birth, boot_id: str) -> str:
         """Return the container's short id, and when the Engine started it.
 
+        Empty when the Engine does not know when: one that was killed in the middle of its first start takes it over.
+
         Raises:
             AssertionError: The Engine does not know of it.
         """
@@ -103,7 +105,8 @@ class Containers:
         if found["State"]["Pid"] != birth.pid:
             msg = f"{birth} is not what the Engine says that runs: {found['State']}"
             raise AssertionError(msg)
-        return f"{found['Id'][:12]}@{found['State']['StartedAt']}"
+        started_at = found["State"]["StartedAt"]
+        return "" if started_at == NEVER else f"{found['Id'][:12]}@{started_at}"
 
     def check(self, state_dir: Path, *, proven: bool) -> None:
         """Check that there is the one container, with its volume and restart policy; and the way back, if need be."""
@@ -142,14 +145,19 @@ class Containers:
         """Return the address of the Engine."""
         return {"DOCKER_HOST": self._engine.address}
 
-    def end_middleman(self, *, hard: bool) -> None:
+    def end_middleman(self, *, hard: bool, gone: Callable[[], None]) -> None:
         """End the Engine by SIGKILL, or as an operator does, and start it again; all containers end with that."""
         if hard:
             self._engine.crash()
         else:
             self._engine.stop()
+        gone()
         self._engine.start()
         self.mend()
+
+    def recorded(self, state_dir: Path) -> set[str]:
+        """Return when a node's containers were started, as the Engine has written it down."""
+        return self._engine.recorded_starts(self._settled[state_dir].name)
 
     def mend(self) -> None:
         """Put right what an Engine that was killed cannot put right by itself."""

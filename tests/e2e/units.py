@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,18 @@ class Units:
         """Return nothing: the bus is where it always is."""
         return {}
 
-    def end_middleman(self, *, hard: bool) -> None:
+    def end_middleman(self, *, hard: bool, gone: Callable[[], None]) -> None:
         """Kill the bus, with the connections of all agents; or have systemd begin anew, as after an update of it."""
         if hard:
             _systemctl("kill", "--signal=KILL", "dbus.service")
+            gone()
             _systemctl("start", "dbus.service")
         else:
             _systemctl("daemon-reexec")
+            gone()
+
+    def recorded(self, state_dir: Path) -> None:
+        """Return nothing: systemd goes on, and knows what it started."""
 
     def mend(self) -> None:
         """Do nothing: it is whole again by itself."""

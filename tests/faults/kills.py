@@ -126,17 +126,25 @@ class Blackout:
         except TimeoutError as error:
             tally.fail(f"{scenario.name}, both killed after {delay:.3f} s, on {node.folder.name}", error)
             raise
-        await self.count(scenario, activity, killed, f"both killed after {delay:.3f} s")
+        # In the same boot a run that ended is known to have ended.
+        await self.count(scenario, activity, killed if self._boots else 0, f"both killed after {delay:.3f} s")
 
-    async def count(self, scenario: Scenario, activity: Activity, killed: int, story: str) -> None:
-        """Count and judge what came of it; so many runs of this action died of the crash."""
+    async def count(self, scenario: Scenario, activity: Activity, forgotten: int, story: str) -> None:
+        """Count and judge what came of it.
+
+        Args:
+            scenario: What was done.
+            activity: With its report.
+            forgotten: So many runs of this action died of the crash in a way that makes another start necessary.
+            story: For people.
+        """
         tally = self._stage.tally
         tally.reports_seen += 1
         starts = self._called_for(scenario, activity)
         tally.effects_expected += starts
-        tally.effects_seen += scenario.started() - self._again(scenario.started() - starts, killed)
+        tally.effects_seen += scenario.started() - min(max(0, scenario.started() - starts), forgotten)
         try:
-            self._judge(scenario, activity, starts, killed)
+            self._judge(scenario, activity, starts, forgotten)
             await self._look_again(scenario.node, activity)
             proven = activity.status is ActivityStatus.COMPLETED and bool(activity.evidence.get("committed", True))
             await asyncio.to_thread(scenario.node.habitat.check, scenario.node.node.state_dir, proven=proven)
@@ -183,14 +191,10 @@ class Blackout:
             return int(activity.evidence["committed"])
         return scenario.starts
 
-    def _again(self, more: int, killed: int) -> int:
-        """Count the runs that the crash itself made necessary: only a new boot does."""
-        return min(max(0, more), killed if self._boots else 0)
-
-    def _judge(self, scenario: Scenario, activity: Activity, starts: int, killed: int) -> None:
+    def _judge(self, scenario: Scenario, activity: Activity, starts: int, forgotten: int) -> None:
         """Check what may be true after that: the table of docs/recovery.md."""
         started, node = scenario.started(), scenario.node
-        most = starts + (killed if self._boots else 0)
+        most = starts + forgotten
         if started > most or len(node.alive()) > 1:
             msg = f"it was started {started} times, and {most} were called for; {len(node.alive())} run"
             raise RepeatedError(msg)
@@ -227,8 +231,9 @@ class Blackout:
         facts = activity.evidence["running" if isinstance(scenario, Reconfigure) else "after"]
         alive = scenario.node.alive()
         living = {scenario.node.incarnation(birth) for birth in alive}
-        if alive and facts["incarnation"] not in living:
-            msg = f"it says that {facts['incarnation']} runs, and {living} does"
+        told = facts.get("incarnation", "")
+        if alive and told not in living:
+            msg = f"it says that {told} runs, and {living} does"
             raise FalseReportError(msg)
         if alive:
             self._judge_config(scenario, alive, new=True)

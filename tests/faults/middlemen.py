@@ -2,12 +2,18 @@
 
 Two agents of three are killed at the same moment, and each is started again before it is back or after that; the third
 has to wait for it, and go on.
+
+A run that had begun and died with it, and of which it knows nothing afterwards, is one that the crash itself makes
+necessary once more, as with a machine: what it had written down when it was gone is read from its files.
 """
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from agent.protocol import ReasonCode
@@ -23,11 +29,22 @@ LONGEST = 3.0
 """Seconds after which it is ended at the latest: actions that all nodes began at a time are over by then."""
 
 
+BORN_LATE = 0.3
+"""Seconds that a run which it has just started may take until its program has recorded its birth."""
+
+
 class Middleman(Habitat, Protocol):
     """A habitat in which one program stands between all agents and their runtimes."""
 
-    def end_middleman(self, *, hard: bool) -> None:
-        """End it in one of two ways, and see to it that it is there again."""
+    def end_middleman(self, *, hard: bool, gone: Callable[[], None]) -> None:
+        """End it in one of two ways, call `gone`, and see to it that it is there again."""
+        ...
+
+    def recorded(self, state_dir: Path) -> set[str] | None:
+        """Return the starts of a node's runtimes that it will know of when it is there again.
+
+        It may be gone between a start and writing that down; None when it forgets nothing.
+        """
         ...
 
     def mend(self) -> None:
@@ -50,6 +67,8 @@ class CommonEnd:
         self._chance = chance
         # What a node hears of meanwhile, it cannot begin.
         self._judge = Blackout(stage, boots=False, refusals={ReasonCode.DRIVER_UNAVAILABLE})
+        self._recorded: list[set[str] | None] = []
+        self._forgotten: list[int] = []
 
     async def play(self, scenarios: list[Scenario]) -> None:
         """Play one round: one crash, and a case on each node.
@@ -63,6 +82,8 @@ class CommonEnd:
         await asyncio.gather(*(self._stage.prepare(scenario, story) for scenario in scenarios))
         for scenario in scenarios:
             scenario.begin()
+        self._recorded = [self._habitat.recorded(scenario.node.node.state_dir) for scenario in scenarios]
+        self._forgotten = [0 for _ in scenarios]
         tally.cases += len(scenarios)
         tally.reports_expected += len(scenarios)
         acting = [asyncio.create_task(self._act(scenario, story)) for scenario in scenarios]
@@ -74,8 +95,18 @@ class CommonEnd:
             for task in acting:
                 task.cancel()
             await asyncio.gather(*acting, return_exceptions=True)
-        for scenario, activity in zip(scenarios, ended, strict=True):
-            await self._judge.count(scenario, activity, 0, f"{story}, on {scenario.node.folder.name}")
+        for scenario, activity, forgotten in zip(scenarios, ended, self._forgotten, strict=True):
+            await self._judge.count(scenario, activity, forgotten, f"{story}, on {scenario.node.folder.name}")
+        if count := sum(self._forgotten):
+            tally.notes.append(f"{story}: {count} runs had begun, died with it, and it knows nothing of them")
+
+    def _count_forgotten(self, scenarios: list[Scenario]) -> None:
+        """Count the runs of each action that died with it before it had written down that it started them."""
+        time.sleep(BORN_LATE)
+        for number, (scenario, before) in enumerate(zip(scenarios, self._recorded, strict=True)):
+            now = self._habitat.recorded(scenario.node.node.state_dir)
+            if before is not None and now is not None:
+                self._forgotten[number] = max(0, scenario.started() - len(now - before))
 
     async def _act(self, scenario: Scenario, story: str) -> Activity:
         try:
@@ -91,7 +122,8 @@ class CommonEnd:
         for node in killed:
             node.hold()
             node.agent.kill()
-        restart = asyncio.create_task(asyncio.to_thread(self._habitat.end_middleman, hard=hard))
+        gone = partial(self._count_forgotten, scenarios)
+        restart = asyncio.create_task(asyncio.to_thread(self._habitat.end_middleman, hard=hard, gone=gone))
         try:
             for node in killed:
                 await node.until_ended()

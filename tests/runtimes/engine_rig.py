@@ -6,6 +6,7 @@ opens it by `own_engine`, and hears of that as an error.
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import signal
@@ -39,6 +40,8 @@ TASKS = "exec/containerd/daemon/io.containerd.runtime.v2.task/moby"
 """Where containerd has a folder for each container that runs, below that of its dockerd."""
 RUNS = "exec/runtime-runc/moby"
 """Where runc has one."""
+NEVER = "0001-01-01T00:00:00Z"
+"""When one was started that never was."""
 SLEEPER = ("/bin/sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait")
 """Ends at once on SIGTERM."""
 DEAF = ("/bin/sh", "-c", "trap '' TERM; echo up; sleep 1000 & wait; sleep 1000")
@@ -130,6 +133,19 @@ class RealEngine:
                 raise EngineMissingError(msg)
             time.sleep(0.01)
         left.unlink()  # until it is reaped by whoever has to, the next dockerd would wait for it
+
+    def recorded_starts(self, name: str) -> set[str]:
+        """Return when containers of a name, or of what a recreation calls them, were last started, by its own files.
+
+        It reads them when it comes up: a start that is not there it knows nothing of.
+        """
+        found = set()
+        for file in (self.folder / "data" / "containers").glob("*/config.v2.json"):
+            record = json.loads(file.read_bytes())
+            known = record["Name"].removeprefix("/")
+            if known == name or known.startswith(f"{name}."):
+                found.add((record["ID"], record["State"]["StartedAt"]))
+        return {f"{container} {started_at}" for container, started_at in found if started_at != NEVER}
 
     def mend(self) -> None:
         """Remove from containerd and runc what a dockerd that was killed in the middle of a start has left there.
