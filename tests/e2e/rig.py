@@ -205,10 +205,14 @@ class Rig:
             environment: More variables for it.
             wait: False when it may end before it answers.
         """
-        arguments = ("run", "--config", str(self.node.settings_file))
-        self.agent.start([*(program or self.agent_program), *arguments], environment)
+        self.launch_agent(program, environment)
         if wait:
             await until(self._agent_is_up, "the agent answers")
+
+    def launch_agent(self, program: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Start the agent, and wait for nothing."""
+        arguments = ("run", "--config", str(self.node.settings_file))
+        self.agent.start([*(program or self.agent_program), *arguments], environment)
 
     async def _agent_is_up(self) -> bool:
         if not self.agent.alive:

@@ -103,6 +103,7 @@ async def damaged(ground: Ground, budget: Budget, tally: Tally) -> None:
         tally.notes.append(f"repeated after {kind}: {seen.repeated[kind]} of {rounds}")
     for kind in sorted(UNSEEN & seen.rounds.keys()):
         tally.notes.append(f"left stopped after {kind}: {seen.left_stopped[kind]} of {seen.rounds[kind]}")
+    tally.notes.append(f"the agent ended by itself to begin a new journal {actor.ended} times")
     tally.notes.append(f"known to be damaged or older: {seen.known} of {seen.rounds.total()}")
 
 

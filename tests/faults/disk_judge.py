@@ -22,6 +22,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from agent.errors import JournalDamagedError
 from agent.protocol import ActivityStatus, ReasonCode, ReconfigureOutcome, RuntimeState
 from tests.e2e.births import Birth
 from tests.e2e.public_api import Activity
@@ -49,18 +50,27 @@ class DamagedActor(Actor):
         damage: What was done to the journal in this round; empty when nothing was.
         known: Whether the journal can be known to be older than it was: see `is_known_to_be_older`.
         repeated: How many starts were made again.
+        ended: How often the agent ended by itself, to begin a new journal.
         left_stopped: How many reconfigures left a runtime stopped which ran before.
     """
 
     def __init__(self, rig: Rig, chance: random.Random, tally: Tally) -> None:
         super().__init__(rig, chance, tally)
-        self.tolerated = ("journal_replaced", "activity_conflict", "report_conflict")
+        self.tolerated = ("journal_replaced", "activity_conflict", "report_conflict", "journal_damaged")
         self.damage = ""
         self.known = False
         self.repeated = 0
+        self.ended = 0
         self.left_stopped = 0
         self._early: Activity | None = None
         self._born = 0
+
+    def _require_agent(self) -> None:
+        """Start it again where it ended to begin a new journal, as what keeps it up does."""
+        if not self.rig.agent.alive and self.rig.agent.exit_code == JournalDamagedError.exit_code:
+            self.ended += 1
+            self.rig.launch_agent()
+        super()._require_agent()
 
     async def look_at_death(self, deed: Deed) -> None:
         """Judge what is recorded already, with the agent dead: it was said by a sound one, and was true or was not."""

@@ -67,15 +67,6 @@ def _no_a(_folder: Path) -> None:
     setattr(Journal, "record", record)  # noqa: B010 - as above
 
 
-def _one_settled_read(_folder: Path) -> None:
-    from agent.runtimes import docker, systemd
-
-    for driver in (docker.DockerDriver, systemd.SystemdDriver):
-        defaults = driver.__init__.__kwdefaults__
-        assert defaults is not None
-        defaults["settle_pause"] = 0.0
-
-
 def _expiry_after_a_call(_folder: Path) -> None:
     from agent.activities.lanes import Lane
     from agent.journal import Row
@@ -125,33 +116,6 @@ def _no_sweep_first(_folder: Path) -> None:
         return rows[0] if rows and not self.lost else None
 
     setattr(Journal, "next", following)  # noqa: B010 - as above
-
-
-def _no_lost_flag(_folder: Path) -> None:
-    from agent.journal import opening
-
-    original = opening.prepare
-
-    def prepare(folder: Any, journal_id: Any) -> Any:
-        import sqlite3
-        from contextlib import closing
-
-        replaced = original(folder, journal_id)
-        with closing(sqlite3.connect(folder / opening.FILE_NAME, isolation_level=None)) as journal:
-            journal.execute("UPDATE journal SET lost = 0")
-        return replaced
-
-    opening.prepare = prepare
-
-
-def _no_revision(_folder: Path) -> None:
-    from agent.journal import Journal
-
-    async def check_revision(self: Journal, _revision: int) -> bool:
-        self.compared.set()
-        return False
-
-    setattr(Journal, "check_revision", check_revision)  # noqa: B010 - as above
 
 
 def _no_lock(_folder: Path) -> None:
@@ -218,6 +182,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("sweep", "what is received waits for the sweep", _no_sweep_first, lambda: _listed("away.withdrawn")),
     Mutation("lock", "a lock is held by what runs", _no_lock, lambda: _listed("kill.launcher.process")),
     Mutation("rivals", "one agent on a state folder", _no_state_lock, lambda: _listed("rivals")),
+    Mutation("outbox", "reports stay until they are confirmed", _no_outbox, lambda: _listed("network.kills")),
     Mutation("pid", "the pid is durable before exec", _no_pid_before_exec, lambda: _points(EndsAtOnce)),
 )
 

@@ -52,7 +52,8 @@ class Told:
         self.runs_on: Callable[[], None] = lambda: None
         """Is what a dispatch comes to."""
         self.dispatched = 0
-        self.agent = SimpleNamespace(alive=True)
+        self.agent = SimpleNamespace(alive=True, exit_code=None, tail=str)
+        self.launched = 0
         self.options = SimpleNamespace(activity_ttl=60.0)
         self.api = SimpleNamespace(get=self._get, call=self._call, dispatch=self._dispatch)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -80,6 +81,13 @@ class Told:
 
     def logs(self) -> str:
         return ""
+
+    def launch_agent(self) -> None:
+        self.launched += 1
+        self.agent.alive = True
+
+    async def start_agent(self) -> None:
+        self.launch_agent()
 
     def start(self, size: str = "1 MB") -> Birth:
         """Start a run in place of the one that is there."""
@@ -222,6 +230,19 @@ def test_a_journal_is_known_to_be_older_by_its_revision_or_when_it_cannot_be_rea
         before = journal.read_bytes()
         assert is_known_to_be_older(journal, supervisor, 3) is known
         assert journal.read_bytes() == before
+
+
+async def test_an_agent_that_ended_to_begin_a_new_journal_is_started_again_and_counted_and_another_end_is_false(
+    rig: Told, actor: DamagedActor
+) -> None:
+    deed, actor.damage = restart(rig), "flipped bits in the journal"
+    rig.recorded = report(rig.start())
+    rig.agent.alive, rig.agent.exit_code = False, 74
+    await actor.end(deed, "after it")
+    assert (actor.ended, rig.launched, actor.tally.wrong) == (1, 1, 0)
+    rig.agent.alive, rig.agent.exit_code = False, 70
+    await actor.end(deed, "after it")
+    assert (actor.ended, actor.tally.false) == (1, 1)
 
 
 # --- nothing was damaged

@@ -28,7 +28,7 @@ async def two(ground: Ground, budget: Budget, tally: Tally) -> None:
         actor = await stack.enter_async_context(acting(ground, tally))
         nursery = await stack.enter_async_context(Nursery(actor.rig.folder))
         await actor.bring_up()
-        while budget.more():
+        while not (budget.impatient and tally.wrong) and budget.more():
             await _beside(actor, nursery, tally)
             await _at_once(actor, nursery, tally)
 
