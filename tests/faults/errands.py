@@ -90,6 +90,8 @@ class Node:
         """Those that a Supervisor that was put back does not know any more."""
         self.size: str | None = None
         """What a run is known by that has the config which is in use; None while it is the one of the start."""
+        self.committed: str | None = None
+        """The same of the one that was last seen ready, to which one that fails goes back."""
         self._wanted: str | None = None
         self._sizes = itertools.count(2)
 
@@ -185,13 +187,23 @@ class Node:
         if bool(alive) is not errands[-1].runs:
             msg = f"it {'runs' if alive else 'does not run'}"
             raise FalseReportError(msg)
-        if errands[-1].verb == "good":
-            self.size = self._wanted
+        self._follow_configs(errands, found)
         if alive and alive[0].environment.get(SIZE) != self.size:
             msg = f"it runs with {alive[0].environment.get(SIZE)}, and not with {self.size}"
             raise FalseReportError(msg)
         for errand, activity, (_, run) in zip(errands, found, effects, strict=True):
             _check(errand, activity, run)
+
+    def _follow_configs(self, errands: Sequence[Errand], found: Sequence[Activity]) -> None:
+        """Follow which config is in use: with a run that was seen ready it becomes the one to go back to."""
+        for errand, activity in zip(errands, found, strict=True):
+            completed = activity.status is ActivityStatus.COMPLETED
+            if errand.verb == "good":
+                self.size = self._wanted
+            elif errand.verb == "bad":
+                self.size = self.committed
+            if completed and errand.runs:
+                self.committed = self.size
 
     async def check_again(self) -> None:
         """Check that no report changed since it was judged."""
