@@ -402,3 +402,4 @@ def _close(journal: Journal) -> None:
     connection, journal._database._connection = journal._database._connection, None
     if connection is not None:
         connection.close()
+    journal._database.reserve.close()
