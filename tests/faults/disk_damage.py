@@ -283,5 +283,5 @@ FAULTS = (
     Fault(
         "disk.owner", "state folder with wrong owner or mode", owned_by_others, share=0.5, lacks=lacks_root, takes=25.0
     ),
-    Fault("disk.readonly", "disk of the state folder mounted read-only", read_only, share=0.3, lacks=lacks_root),
+    Fault("disk.readonly", "disk of the state folder mounted read-only", read_only, share=0.4, lacks=lacks_root),
 )

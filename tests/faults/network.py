@@ -64,9 +64,9 @@ ROWS: tuple[tuple[str, str, Play, float, float], ...] = (
     ("outage", "long outage, 1,000 activities", partial(outages.long_outage, backlog=Backlog()), 0.5, 60.0),
     ("supervisor", "Supervisor killed (-9)", outages.killed_supervisor, 2.0, 10.0),
     ("copy", "Supervisor put back from a copy", outages.old_copy, 1.0, 8.0),
-    ("tls", "certificate that is not right", names.bad_certificates, 1.0, 12.0),
-    ("dns", "name without its address", names.lost_names, 1.0, 35.0),
-    ("moved", "address changed", names.moved, 1.0, 25.0),
+    ("tls", "certificate that is not right", names.bad_certificates, 1.0, 10.0),
+    ("dns", "name without its address", names.lost_names, 1.0, 30.0),
+    ("moved", "address changed", names.moved, 1.0, 22.0),
     ("silent", "connection like a black hole", names.black_hole, 1.0, 10.0),
 )
 """With the share of each, and the seconds that it takes in any case."""

@@ -4,6 +4,7 @@ import os
 import random
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -94,6 +95,9 @@ class Told:
         self.stop()
         process = subprocess.Popen(["sleep", "60"], env={**os.environ, SIZE: size})
         self.processes.append(process)
+        environ, deadline = Path(f"/proc/{process.pid}/environ"), time.monotonic() + 10
+        while size.encode() not in environ.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.001)  # a moment after it is executed, it has none yet
         ticks = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
         self.runs.append(Birth("iggy-server", process.pid, ticks))
         return self.runs[-1]

@@ -57,4 +57,4 @@ async def _hang_in(node: Node, action: str, tally: Tally) -> None:
         tally.fail(action, LostError(f"no other agent finished it: {[one.raw for one in finished.values()]}"))
 
 
-FAULTS = (Fault("pause.watchdog", "SIGSTOP of the agent past its watchdog", hangs, 0.5, lacks, takes=60.0),)
+FAULTS = (Fault("pause.watchdog", "SIGSTOP of the agent past its watchdog", hangs, 0.5, lacks, takes=55.0),)
