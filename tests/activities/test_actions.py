@@ -93,7 +93,7 @@ async def test_a_driver_that_is_away_is_said_so(bench: Bench) -> None:
 async def test_an_action_ends_with_its_time(bench: Bench) -> None:
     bench.world.begin()
     bench.world.ready = False
-    bench.action_timeout = 0.5
+    bench.action_timeout = 0.25
     await bench.run()
     row = await bench.finished(await bench.dispatch("restart"))
     assert row.reason is not None
