@@ -32,6 +32,13 @@ def test_defaults_are_as_documented_and_satisfy_the_rules(write: Write) -> None:
     assert iggy.owned is False
 
 
+@pytest.mark.parametrize(("before", "key"), [("", '""'), ("[supervisor]\n", 'supervisor.""')])
+def test_a_name_that_is_empty_is_named_all_the_same(write: Write, before: str, key: str) -> None:
+    text = GOOD.replace("[supervisor]\n", f'{before}"" = true\n', 1) if before else '"" = true\n' + GOOD
+    config = write(text)
+    assert str(problems(config)[key]) == f"{config}: {key}: cannot use it: no such setting"
+
+
 @pytest.mark.parametrize(
     "name", ["_env_file", "_cli_parse_args", "_secrets_dir", "self", "_build_sources", "model_config"]
 )

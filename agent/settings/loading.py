@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from agent.errors import SettingsError
 from agent.protocol import RuntimeName
 from agent.settings.model import AgentSettings, Connection, ProbeSettings, RuntimeSettings, Settings, SupervisorSettings
-from agent.settings.sources import DEFAULT, Key, Layers, Problem, gather, suggest
+from agent.settings.sources import DEFAULT, Key, Layers, Problem, gather, spell, suggest
 
 Model = TypeVar("Model", bound=Connection)
 
@@ -97,23 +97,23 @@ def _explain(detail: ErrorDetails, layers: Layers) -> Iterator[Problem]:
     if cause is not None:
         for unfit in cause:
             whole = (*key, *unfit.key.split(".")) if unfit.key else key
-            yield Problem(layers.origin(whole), ".".join(whole), unfit.message, unfit.hint)
+            yield Problem(layers.origin(whole), spell(whole), unfit.message, unfit.hint)
     elif detail["type"] == "missing":
-        yield Problem(layers.origin(key), ".".join(key), "cannot be missing: it has no default", about)
+        yield Problem(layers.origin(key), spell(key), "cannot be missing: it has no default", about)
     elif detail["type"] == "extra_forbidden":
         yield _unknown(key, layers)
     elif detail["loc"][-1:] == ("[key]",):
         hint = suggest(key[-1], list(RuntimeName)) or f"known: {', '.join(RuntimeName)}"
-        yield Problem(layers.origin(key), ".".join(key), "cannot manage it: no such runtime", hint)
+        yield Problem(layers.origin(key), spell(key), "cannot manage it: no such runtime", hint)
     else:
         text = detail["msg"].removeprefix("Value error, ")
-        yield Problem(layers.origin(key), ".".join(key), f"cannot use its value: {text[:1].lower()}{text[1:]}", about)
+        yield Problem(layers.origin(key), spell(key), f"cannot use its value: {text[:1].lower()}{text[1:]}", about)
 
 
 def _unknown(key: Key, layers: Layers) -> Problem:
     names = _names(key[:-1])
     hint = suggest(key[-1], names) or f"known here: {', '.join(names)}"
-    return Problem(layers.origin(key), ".".join(key), "cannot use it: no such setting", hint)
+    return Problem(layers.origin(key), spell(key), "cannot use it: no such setting", hint)
 
 
 _TABLES: dict[Key, type[BaseModel]] = {

@@ -26,6 +26,11 @@ DEFAULT = "default"
 Key = tuple[str, ...]
 
 
+def spell(key: Key) -> str:
+    """Write a key for people; a name in it may be empty, which TOML allows."""
+    return ".".join(name or '""' for name in key)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something wrong with the settings; prints as "SOURCE: KEY: cannot …: cause"."""
@@ -239,7 +244,7 @@ class _OneText(EnvSettingsSource):
 def _lay_text(layers: Layers, key: Key, text: str, source: str) -> None:
     if key[0] not in Settings.model_fields:
         hint = suggest(key[0], Settings.model_fields)
-        layers.problems.append(Problem(source, ".".join(key), "cannot use it: no such setting", hint))
+        layers.problems.append(Problem(source, spell(key), "cannot use it: no such setting", hint))
         return
     if len(key) == 4 and key[2] == "environment":
         _lay_one(layers, key, text, source)
@@ -247,7 +252,7 @@ def _lay_text(layers: Layers, key: Key, text: str, source: str) -> None:
     with contextlib.suppress(ValueUnreadableError):
         layers.lay(_OneText(key, text)(), source)
         return
-    layers.problems.append(Problem(source, ".".join(key), "cannot parse it: a list or a table has to be JSON"))
+    layers.problems.append(Problem(source, spell(key), "cannot parse it: a list or a table has to be JSON"))
 
 
 def _lay_one(layers: Layers, key: Key, value: Any, source: str) -> None:
