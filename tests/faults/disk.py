@@ -168,12 +168,17 @@ class Injection:
     def _strace_pid(self) -> int:
         return 0 if self._strace is None else self._strace.pid
 
+    @property
+    def hits(self) -> int:
+        """How many calls were hit and are over: what strace lets go in the middle of one is not among them."""
+        return sum("(INJECTED)" in line or "(DELAYED)" in line for line in self._log.read_text().splitlines())
+
     async def end(self) -> int:
         """Let all calls through again; returns how many were hit."""
         if self._strace is not None:
             self._strace.send_signal(signal.SIGINT)
             await self._strace.wait()
-        return sum("(INJECTED)" in line or "(DELAYED)" in line for line in self._log.read_text().splitlines())
+        return self.hits
 
 
 @asynccontextmanager
@@ -218,8 +223,12 @@ async def slow(ground: Ground, budget: Budget, tally: Tally) -> None:
 
 
 async def _injected(actor: Actor, injection: Injection, what: str) -> int:
-    """Carry something out, some of it under the injection; returns how many calls were hit."""
-    before = not actor.tally.injected or actor.chance.random() < 0.6
+    """Carry something out, some of it under the injection; returns how many calls were hit.
+
+    Until something was injected, it goes on until a call was hit.
+    """
+    first = not actor.tally.injected
+    before = first or actor.chance.random() < 0.6
     if before:
         await injection.begin()
     deed = await actor.begin()
@@ -228,6 +237,8 @@ async def _injected(actor: Actor, injection: Injection, what: str) -> int:
             await asyncio.sleep(actor.chance.uniform(0, MOMENTS))
             await injection.begin()
         await asyncio.sleep(actor.chance.uniform(0.1, 1.5))
+        if first:
+            await until(lambda: injection.hits > 0, f"a call of the agent is hit by {what}", every=0.005)
     finally:
         hit = await injection.end()
     await actor.end(deed, f"{what} {'before' if before else 'in'} it")
