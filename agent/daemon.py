@@ -214,6 +214,7 @@ class Daemon:
         try:
             await self._run_on(journal, identity, stack)
         except JournalDamagedError:
+            self._manager.ready()  # the agent may have to stay as it is for long
             await self._set_aside(journal)
             if not self._stopping.is_set():
                 raise
@@ -224,8 +225,7 @@ class Daemon:
             runtime = make_runtime(name, settings, self._state_dir / "runtimes" / name, self._redactor, shared)
             await runtime.open()
             stack.push_async_callback(runtime.close)
-            with contextlib.suppress(Rejection):  # its lane asks again before it begins anything
-                await journal.know_runtime(name, current=await runtime.current_name())
+            await self._meet(journal, runtime)
             self._runtimes[name] = runtime
         tokens = Tokens(identity, self._state_dir, clock=self._clock, learned=self._redactor.add)
         instances = await Instances.open(self._state_dir)
@@ -247,6 +247,15 @@ class Daemon:
             )
         )
         await self._run_parts(journal, self._client, tokens)
+
+    async def _meet(self, journal: Journal, runtime: Runtime) -> None:
+        """Have the journal know a runtime; where it cannot be told now, its lane does so before it begins anything."""
+        try:
+            await journal.know_runtime(runtime.name, current=await runtime.current_name())
+        except JournalDamagedError:
+            raise
+        except (Rejection, JournalError) as error:
+            log.debug("runtime.not_met", runtime=runtime.name, cause=error.message)  # a condition says so
 
     async def _run_parts(self, journal: Journal, client: SupervisorClient, tokens: Tokens) -> None:
         """Run every loop until a signal, or until the journal turns out damaged, then end them in order.

@@ -1,9 +1,11 @@
 """A real agent whose journal is damaged while it runs: it ends, begins a new one, and does nothing twice."""
 
+import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.e2e.rig import Rig
 from tests.e2e.scenarios import USUAL
 from tests.e2e.waiting import until
 from tests.journal.test_damage_in_use import damage_index
+from tests.small_disk import SmallDisk
 
 IGGY = RuntimeName.IGGY
 DAMAGED = 74
@@ -33,6 +36,13 @@ Journal.know_runtime = know_runtime
 sys.exit(main())
 """
 """An agent that finds its journal damaged as soon as it has opened it, and always finds it sound when it opens it."""
+STUCK = """
+from agent.journal import opening
+def refuse(*_, **__):
+    raise OSError(30, "Read-only file system")
+opening.set_aside = refuse
+"""
+"""And one that cannot set it aside either."""
 
 
 def write_rubbish(path: Path) -> None:
@@ -110,6 +120,91 @@ async def test_the_result_of_what_is_under_way_is_saved_and_it_is_not_done_again
     assert done.raw["evidence"]["calls"] == ["start"], "it is the result of the agent that did it"
     await until_well(rig)
     assert len(rig.births(IGGY)) == 1
+
+
+async def test_on_a_full_disk_it_is_set_aside_all_the_same_and_the_result_is_sent(small_disk: SmallDisk) -> None:
+    """The space that was kept for results is what the new journal is made of."""
+    async with Rig(standin_programs(), USUAL) as rig:
+        rig.node.move_state(small_disk.folder)
+        await rig.start_agent()
+        rig.switch_faults(IGGY, "slow_start:2")
+        dispatched = await rig.api.dispatch(IGGY, "start")
+        await until(lambda: bool(rig.births(IGGY)), "it was started")
+        with filling(small_disk):
+            damage_index(rig.node.state_dir / "journal.db")
+            await touch(rig)
+            assert await rig.agent.wait() == DAMAGED
+            await rig.start_agent()
+            done = await rig.api.finished(dispatched.id)
+            assert (done.status, done.code) == (ActivityStatus.COMPLETED, None)
+            assert {"disk_full", "journal_replaced"} <= set(await codes(rig))
+        assert len(rig.births(IGGY)) == 1
+        await until_well(rig)
+        assert (await rig.api.run(IGGY, "restart")).status is ActivityStatus.COMPLETED
+        assert await rig.agent.terminate() == 0
+
+
+@contextmanager
+def filling(disk: SmallDisk) -> Iterator[None]:
+    """Take each block that is free, as soon as it is, as a log that grows does; free the disk in the end."""
+    over = threading.Event()
+
+    def fill() -> None:
+        while not over.wait(0.001):
+            disk.fill()
+
+    disk.fill()
+    filler = threading.Thread(target=fill)
+    filler.start()
+    try:
+        yield
+    finally:
+        over.set()
+        filler.join()
+        disk.free()
+
+
+async def test_an_owned_runtime_that_was_stopped_stays_so(rig: Rig) -> None:
+    await rig.agent.terminate()
+    table = f"[runtimes.{IGGY}]\n"
+    settings = rig.node.settings_file.read_text()
+    rig.node.settings_file.write_text(settings.replace(table, f"{table}owned = true\n"))
+    await rig.start_agent()
+    await until(lambda: len(rig.births(IGGY)) == 1, "it is started with the agent")
+    assert (await rig.api.run(IGGY, "stop")).status is ActivityStatus.COMPLETED
+    damage_index(rig.node.state_dir / "journal.db")
+    await touch(rig)
+    assert await rig.agent.wait() == DAMAGED
+    await rig.start_agent()
+    await until_well(rig)
+    started = await rig.api.run(IGGY, "start")
+    assert (started.status, started.raw["changed"]) == (ActivityStatus.COMPLETED, True), (
+        "it was started, though stopped"
+    )
+    assert len(rig.births(IGGY)) == 2
+
+
+async def test_one_that_cannot_be_set_aside_before_the_agent_was_up_does_not_keep_it_from_being_ready(rig: Rig) -> None:
+    """systemd would end it for that, and start it again and again."""
+    await rig.agent.terminate()
+    address = rig.folder / "notify.sock"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)) as manager:
+        manager.bind(str(address))
+        program = (sys.executable, "-c", SPOILT.replace("sys.exit", f"{STUCK}sys.exit"))
+        await rig.start_agent(program=program, environment={"NOTIFY_SOCKET": str(address)}, wait=False)
+        said = ""
+
+        def ready() -> bool:
+            nonlocal said
+            with suppress(BlockingIOError):
+                said += manager.recv(4096).decode() + "\n"
+            return "READY=1" in said
+
+        await until(ready, "it says that it is ready")
+        await until(lambda: "journal.not_set_aside" in rig.agent.log.read_text(), "it says why it stays")
+        assert rig.agent.alive
+        assert "journal_damaged" in await codes(rig)
+        assert await rig.agent.terminate() == 0
 
 
 async def test_one_that_is_damaged_again_at_once_is_not_set_aside_again_at_once(rig: Rig) -> None:

@@ -28,6 +28,8 @@ _NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sql
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 """Primary result codes by which SQLite says that the file is damaged."""
+_WAL_FORMAT = b"\x02\x02"
+"""How a file says that it is written with a WAL, from byte 18 on: sqlite.org/fileformat2.html."""
 _DOUBTFUL = frozenset({None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH})
 """Those that a sound file never leads to, for the statements are always the same, but a fault of the agent might. None
 is a text that is not UTF-8, which Python finds."""
@@ -43,12 +45,17 @@ def look(path: Path) -> sqlite3.Connection:
     return _open(path, "ro" if Path(f"{path}-wal").exists() else "ro&immutable=1")
 
 
-def build(path: Path) -> sqlite3.Connection:
-    """Open an existing file that nobody counts on before it is whole: without a journal; the caller syncs it."""
-    connection = _open(path, "rw")
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
+def draft() -> sqlite3.Connection:
+    """Begin a database in memory, for `content_of`."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
     return connection
+
+
+def content_of(connection: sqlite3.Connection) -> bytes:
+    """Return a draft as a file that is opened without being written: `connect` needs no room on the disk for it."""
+    content = connection.serialize()
+    return content[:18] + _WAL_FORMAT + content[20:]
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -65,7 +65,7 @@ class JournalFile:
         Raises:
             JournalError: The disk does not let it; it may be tried again.
         """
-        results = list(self.rescue.results)
+        results = self.rescue.results
         await self._database.leave(lambda: opening.set_aside(self._folder, self._id, results))
         self.is_set_aside = True
 

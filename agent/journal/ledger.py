@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from agent.conditions import Conditions
-from agent.errors import JournalDamagedError, JournalError, JournalFullError
+from agent.errors import JournalError, JournalFullError
 from agent.journal import intake, opening, retention, steps
 from agent.journal.database import Database
 from agent.journal.file import JournalFile
@@ -239,7 +239,7 @@ class Journal(JournalFile):
             first = next((found for found in waiting if found in listed), None)
             return [] if first is None else read_rows(connection, "id = ?", first)
 
-        return next(iter(await self._read("next", read)), None)
+        return next(iter(await self._read(f"next {values}", read)), None)
 
     async def unfinished(self) -> list[Row]:
         """List what was `started` and not finished: the work of recovery."""
@@ -370,7 +370,7 @@ class Journal(JournalFile):
             return store(connection, text)
 
         def announce(finished: bool) -> None:  # noqa: FBT001 - what `write` returned
-            self.rescue.finished(activity_id, store)
+            self.rescue.stored(activity_id)
             self._listed.pop(activity_id, None)
             if finished:
                 self.report_ready.set()
@@ -378,19 +378,20 @@ class Journal(JournalFile):
         def write_short(connection: sqlite3.Connection) -> bool:
             return write(connection, as_json(shorten(evidence or {})))
 
-        try:
-            return await self._write(write, announce, when_full=write_short)
-        except JournalDamagedError:
-            self.rescue.finished(activity_id, store)
-            raise
+        self.rescue.came_to(activity_id, store)
+        return await self._write(write, announce, when_full=write_short)
 
     async def knows_runtime(self, runtime: str) -> bool:
         """Tell whether it met a runtime before."""
-        return await self._runtime(runtime) is not None
+        row = await self._runtime(runtime)
+        return row is not None and bool(row["known"])
 
     async def know_runtime(self, runtime: str, *, current: str | None) -> None:
         """Meet a runtime: in a journal that never knew it, its current release counts as the committed one."""
-        statement = "INSERT OR IGNORE INTO runtimes VALUES (?, ?, NULL)"
+        statement = (
+            "INSERT INTO runtimes (runtime, committed) VALUES (?, ?)"
+            " ON CONFLICT DO UPDATE SET committed = excluded.committed, known = 1 WHERE known = 0"
+        )
         await self._write(lambda connection: connection.execute(statement, (runtime, current)).rowcount)
 
     async def committed(self, runtime: str) -> str | None:
@@ -404,8 +405,11 @@ class Journal(JournalFile):
         return None if row is None or row["last_verb"] is None else Verb(row["last_verb"])
 
     async def _runtime(self, runtime: str) -> sqlite3.Row | None:
-        statement = "SELECT committed, last_verb FROM runtimes WHERE runtime = ?"
-        return await self._read("runtime", lambda connection: connection.execute(statement, (runtime,)).fetchone())
+        statement = "SELECT committed, last_verb, known FROM runtimes WHERE runtime = ?"
+        row: sqlite3.Row | None = await self._read(
+            f"runtime {runtime}", lambda connection: connection.execute(statement, (runtime,)).fetchone()
+        )
+        return row
 
     # --- for everybody
 
@@ -440,7 +444,7 @@ class Journal(JournalFile):
         return await self._write(write)
 
     async def _rows(self, condition: str, *values: object) -> list[Row]:
-        return await self._read(condition, lambda connection: read_rows(connection, condition, *values))
+        return await self._read(f"{condition} {values}", lambda connection: read_rows(connection, condition, *values))
 
 
 def _not_started(activity_id: int) -> JournalError:

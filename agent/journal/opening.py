@@ -8,15 +8,17 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from agent.errors import JournalError
-from agent.files import fsync_folder
-from agent.journal.database import build, connect, look
+from agent.files import FULL, fsync_folder
+from agent.journal.database import connect, content_of, draft, look
 from agent.journal.rescue import Store
+from agent.journal.reserve import Reserve, write_all
 from agent.journal.rows import Row, read_rows, stamp
 from agent.journal.salvage import add_results, salvage
 from agent.journal.schema import APPLICATION_ID, SCHEMA_VERSION, expected_statements, migrate, statements
@@ -66,7 +68,7 @@ def create_for_enrolment(folder: Path) -> str:
     """
     path = folder / FILE_NAME
     if not path.exists() and not _is_ready(path, None):
-        _build(_new(path), lost=False, journal_id=None, damaged=None)
+        _build(path, lost=False, journal_id=None, damaged=None)
         _set_aside(path)  # a WAL without its file would be read into the new one
         _put_in_place(path)
     elif find_damage(path, None) is not None:
@@ -95,15 +97,18 @@ def set_aside(folder: Path, journal_id: str | None, results: Sequence[tuple[Row,
     path = folder / FILE_NAME
     if not path.exists() and _is_ready(path, journal_id):
         return
-    _build(_new(path), lost=True, journal_id=journal_id, damaged=path if path.exists() else None, results=results)
+    _build(path, lost=True, journal_id=journal_id, damaged=path if path.exists() else None, results=results)
     aside = _set_aside(path)
     log.error("journal.set_aside", file=str(path), set_aside=aside and str(aside), results=len(results))
 
 
 def since_set_aside(folder: Path) -> timedelta | None:
     """Return for how long the last journal has been set aside; None if none was."""
-    names = [path.name.partition(".damaged-")[2] for path in folder.glob(f"{FILE_NAME}.damaged-*Z")]
-    return datetime.now(UTC) - datetime.strptime(f"{max(names)}+0000", f"{_STAMP}%z") if names else None
+    moments = []
+    for path in folder.glob(f"{FILE_NAME}.damaged-*Z"):
+        with suppress(ValueError):  # a name that somebody gave it
+            moments.append(datetime.strptime(path.name.partition(".damaged-")[2], _STAMP).replace(tzinfo=UTC))
+    return datetime.now(UTC) - max(moments) if moments else None
 
 
 def find_damage(path: Path, journal_id: str | None) -> str | None:
@@ -176,10 +181,9 @@ def _replace(path: Path, journal_id: str | None) -> int:
     Returns:
         How many reports were saved.
     """
-    new = _new(path)
     if not _is_ready(path, journal_id):
-        _build(new, lost=True, journal_id=journal_id, damaged=path if path.exists() else None)
-    connection = look(new)
+        _build(path, lost=True, journal_id=journal_id, damaged=path if path.exists() else None)
+    connection = look(_new(path))
     try:
         saved = int(connection.execute("SELECT count(*) FROM activities").fetchone()[0])
     finally:
@@ -200,36 +204,51 @@ def _new(path: Path) -> Path:
 
 
 def _build(
-    new: Path,
+    path: Path,
     *,
     lost: bool,
     journal_id: str | None,
     damaged: Path | None,
     results: Sequence[tuple[Row, Store]] = (),
 ) -> None:
-    """Make a whole new journal, one file without a WAL, beside the place where it is to be; on the disk in the end."""
+    """Make a whole new journal, one file without a WAL, beside the place where it is to be; on the disk in the end.
+
+    On a full disk it is made of the blocks that the old one kept for its results: now they are needed.
+    """
+    new = _new(path)
     _discard(new)
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    content = _compose(lost=lost, journal_id=journal_id, damaged=damaged, results=results)
     try:
-        _fill(new, lost=lost, journal_id=journal_id, damaged=damaged)
-        add_results(new, results)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _write(new, content)
+    except OSError as error:
+        _discard(new)
+        if error.errno not in FULL or not Reserve(path).become(new, content):
+            raise
+        log.warning("journal.built_of_reserve", file=str(new))
 
 
-def _fill(new: Path, *, lost: bool, journal_id: str | None, damaged: Path | None) -> None:
-    connection = build(new)
-    try:
+def _compose(
+    *, lost: bool, journal_id: str | None, damaged: Path | None, results: Sequence[tuple[Row, Store]]
+) -> bytes:
+    with closing(draft()) as connection:
         migrate(connection)
         connection.execute("BEGIN IMMEDIATE")
         values = (journal_id or uuid.uuid4().hex, int(lost), stamp())
         connection.execute("INSERT INTO journal VALUES (1, ?, 0, 0, ?, 0, 0, ?)", values)
         if damaged is not None:
             salvage(damaged, connection)
+        add_results(connection, results)
         connection.execute("COMMIT")
+        return content_of(connection)
+
+
+def _write(new: Path, content: bytes) -> None:
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
     finally:
-        connection.close()
+        os.close(descriptor)
 
 
 def _discard(new: Path) -> None:

@@ -25,23 +25,33 @@ class Rescue:
         """Set once it was."""
         self.over = asyncio.Event()
         """Set once it was, and nothing that is under way can come to a result any more that it has not come to."""
-        self.results: list[tuple[Row, Store]] = []
-        """What came of activities since then, with each as it was before."""
         self._under_way: dict[int, Row] = {}
+        self._results: dict[int, tuple[Row, Store]] = {}
+
+    @property
+    def results(self) -> list[tuple[Row, Store]]:
+        """What came of activities and is not known to be safe in the file, with each as it was before."""
+        return list(self._results.values())
 
     def begun(self, rows: Iterable[Row]) -> None:
         """Note what is under way."""
         self._under_way.update((row.id, row) for row in rows)
 
-    def finished(self, activity_id: int, store: Store) -> None:
-        """Note a result: once the file is damaged it is kept, also if the file took it, for it may not give it again.
+    def came_to(self, activity_id: int, store: Store) -> None:
+        """Note a result before it is written: whatever becomes of that, and of who waits for it, it is known.
 
-        That of what never began is not: the Supervisor lists it again.
+        That of what never began is not kept: the Supervisor lists it again.
         """
-        row = self._under_way.pop(activity_id, None)
-        if row is not None and self.damage is not None:
-            self.results.append((row, store))
+        row = self._under_way.get(activity_id)
+        if row is not None:
+            self._results[activity_id] = (row, store)
         self._look()
+
+    def stored(self, activity_id: int) -> None:
+        """Note that the file took a result; a damaged one may not give it again, so it is kept then all the same."""
+        if self.damage is None:
+            self._under_way.pop(activity_id, None)
+            self._results.pop(activity_id, None)
 
     def stuck(self, activity_id: int) -> None:
         """Note that a damaged file did not take a step of an activity, so that it does not go on."""
@@ -59,5 +69,5 @@ class Rescue:
         return True
 
     def _look(self) -> None:
-        if self.damage is not None and not self._under_way:
+        if self.damage is not None and self._under_way.keys() <= self._results.keys():
             self.over.set()

@@ -75,6 +75,33 @@ class Reserve:
 
     # --- around the connection
 
+    def become(self, target: Path, content: bytes) -> bool:
+        """Make a file of the kept blocks, for a content that the disk has no other room for; it is on the disk then.
+
+        Nobody has the database open.
+
+        Returns:
+            Whether it was made: the blocks were there, with no other name, and are enough.
+
+        Raises:
+            OSError: The disk is at fault.
+        """
+        try:
+            descriptor = os.open(self._kept, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            kept = os.fstat(descriptor)
+            if kept.st_nlink > 1 or kept.st_size < len(content):
+                return False
+            write_all(descriptor, content)
+            os.ftruncate(descriptor, len(content))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._kept.rename(target)
+        return True
+
     def attach(self) -> None:
         """Have SQLite find the kept blocks as its log; nobody has the database open.
 
@@ -233,40 +260,48 @@ class Reserve:
 
     # --- making it whole
 
-    def tend(self, connection: sqlite3.Connection) -> bool:
-        """Keep enough of the log free, between two transactions; returns whether there is. Never raises.
+    def tend(self, connection: sqlite3.Connection) -> None:
+        """Keep enough of the log free, between two transactions. Never raises.
 
-        What was committed before is on the disk, so a failure here is no failure of that.
+        What was committed before is on the disk, so a failure here is no failure of that; `mend` says what is wrong.
         """
-        if self._descriptor == -1:
-            return True
         try:
-            if self._used() >= CYCLE:
-                self._bring_over(connection)
-            whole = self.left() >= AHEAD or self._extend(AHEAD)
+            self._tend(connection)
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
-            return False
-        self._failing = False
-        return whole
+        else:
+            self._failing = False
+
+    def _tend(self, connection: sqlite3.Connection) -> bool:
+        """Return whether there is enough."""
+        if self._descriptor == -1:
+            return True
+        if self._used() >= CYCLE:
+            self._bring_over(connection)
+        return self.left() >= AHEAD or self._extend(AHEAD)
 
     def mend(self, connection: sqlite3.Connection) -> bool:
         """Make all of it whole again; returns whether it is, and the disk has room for more.
 
         Raises:
-            OSError: Nothing can be written at all.
+            OSError: Nothing can be written at all, or the disk fails.
+            sqlite3.Error: The disk fails, or the file is damaged.
         """
         if time.monotonic() >= self._try_at:
             self._try_room()
             self._try_at = time.monotonic() + TRY_EVERY
-        if not self.has_room() or not self.tend(connection):
+        if not self.has_room() or not self._tend(connection):
             return False
+        if self._descriptor == -1:
+            return True
+        self._extend(SIZE - self._used())
         try:
-            self._extend(SIZE - self._used())
             if connection.execute("PRAGMA freelist_count").fetchone()[0] < _FEW_PAGES:
                 _add_free_pages(connection)
                 self._bring_over(connection)
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
             self._failed(error)
         return self.left() >= AHEAD
 
@@ -332,6 +367,17 @@ def _wipe(descriptor: int) -> None:
     if os.fstat(descriptor).st_size > SIZE:
         os.ftruncate(descriptor, SIZE)
     _write_zeros(descriptor, 0, os.fstat(descriptor).st_size)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write a whole content from the beginning of a file on.
+
+    Raises:
+        OSError: The disk is at fault.
+    """
+    done = 0
+    while done < len(content):
+        done += os.pwrite(descriptor, content[done:], done)
 
 
 def _write_zeros(descriptor: int, start: int, end: int) -> None:

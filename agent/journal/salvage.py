@@ -1,6 +1,7 @@
-"""What a damaged journal still gives: finished activities, so that no report is lost."""
+"""What a damaged journal still gives: finished activities, so that no report is lost, and what was to run."""
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import structlog
 
 from agent.errors import JournalError
-from agent.journal.database import build, look
+from agent.journal.database import look
 from agent.journal.rescue import Store
 from agent.journal.rows import Row, RowState, read_rows, stamp
+from agent.protocol import Verb
 
 log = structlog.get_logger(__name__)
 
@@ -21,30 +23,51 @@ _COLUMNS = (
 )
 _ORDERS = ("id", "id DESC")
 """A damaged page ends a reading; from both ends, what lies before and behind it is reached."""
+_PASSING = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN),
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
+    }
+)
+"""Primary result codes that do not speak of what is in the file: it may be readable later. sqlite.org/rescode.html."""
+_BAD_SECTOR = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS})
+"""Result codes of a disk that does not give a page: for a moment, or for good."""
+_TRIES, _PAUSE = 4, 0.5
+"""How often a page that the disk does not give is asked for, and the seconds between."""
 
 
-def salvage(damaged: Path, target: sqlite3.Connection) -> int:
-    """Copy what is still readable as `finished` into a new journal; returns how many.
+def salvage(damaged: Path, target: sqlite3.Connection) -> None:
+    """Copy what is still readable into a new journal: finished activities, and the last verb of each runtime.
 
     Only that: what was `received` is listed by the Supervisor again, and what was `started` cannot be trusted any more.
 
     Raises:
-        sqlite3.Error: The new journal cannot be written.
+        sqlite3.Error: The old one cannot be read now, and perhaps later; or the new one cannot be written.
     """
-    return sum(_save(target, record) for record in _readable(damaged))
-
-
-def _readable(damaged: Path) -> Iterator[tuple[Any, ...]]:
     for order in _ORDERS:
         statement = f"SELECT {_COLUMNS} FROM activities NOT INDEXED WHERE state = 'finished' ORDER BY {order}"  # noqa: S608 - constants
+        for record in _readable(damaged, statement):
+            _save(target, record)
+    for runtime, verb in _readable(damaged, "SELECT runtime, last_verb FROM runtimes"):
+        if isinstance(runtime, str) and verb in set(Verb):
+            target.execute("INSERT OR IGNORE INTO runtimes VALUES (?, NULL, ?, 0)", (runtime, verb))
+
+
+def _readable(damaged: Path, statement: str) -> Iterator[tuple[Any, ...]]:
+    """Read up to where the damage is; what is read anew comes again."""
+    for left in reversed(range(_TRIES)):
         try:
-            source = look(damaged)
-            try:
+            with closing(look(damaged)) as source:
                 yield from map(tuple, source.execute(statement))
-            finally:
-                source.close()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            log.warning("journal.salvage_ended", file=str(damaged), order=order, cause=str(error))
+            code = getattr(error, "sqlite_errorcode", None)
+            if code in _BAD_SECTOR and left:
+                time.sleep(_PAUSE)
+                continue
+            if code is not None and code not in _BAD_SECTOR and code & 0xFF in _PASSING:
+                raise
+            log.warning("journal.salvage_ended", file=str(damaged), reading=statement, cause=str(error))
+        return
 
 
 def _save(target: sqlite3.Connection, record: tuple[Any, ...]) -> bool:
@@ -62,19 +85,14 @@ def _save(target: sqlite3.Connection, record: tuple[Any, ...]) -> bool:
     return True
 
 
-def add_results(new: Path, results: Sequence[tuple[Row, Store]]) -> None:
-    """Write results that a damaged journal did not take into a new one that nobody uses yet; the caller syncs it.
-
-    Raises:
-        sqlite3.Error: It cannot be written.
-    """
+def add_results(target: sqlite3.Connection, results: Sequence[tuple[Row, Store]]) -> None:
+    """Write results that a damaged journal did not take into a new one."""
     columns = "id, sequence, runtime, action, digest, author_id, created_at, state, uncertain, received_at, started_at"
-    with closing(build(new)) as connection:
-        for row, store in results:
-            values = (
-                *(row.id, row.sequence, row.runtime, row.action, row.digest, row.author_id, row.created_at),
-                *(RowState.STARTED, 1, stamp(row.received_at), row.started_at and stamp(row.started_at)),
-            )
-            marks = ", ".join("?" * len(values))
-            connection.execute(f"INSERT OR IGNORE INTO activities ({columns}) VALUES ({marks})", values)  # noqa: S608 - constants
-            store(connection)
+    for row, store in results:
+        values = (
+            *(row.id, row.sequence, row.runtime, row.action, row.digest, row.author_id, row.created_at),
+            *(RowState.STARTED, 1, stamp(row.received_at), row.started_at and stamp(row.started_at)),
+        )
+        marks = ", ".join("?" * len(values))
+        target.execute(f"INSERT OR IGNORE INTO activities ({columns}) VALUES ({marks})", values)  # noqa: S608 - constants
+        store(target)

@@ -63,6 +63,8 @@ MIGRATIONS: tuple[str, ...] = (
         last_verb TEXT                    -- of the last start, stop or restart that was begun
     ) STRICT;
     """,
+    # 0: only `last_verb` counts, saved from a journal that this one replaced
+    "ALTER TABLE runtimes ADD COLUMN known INTEGER NOT NULL DEFAULT 1;",
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 _COMMENT = re.compile(r"--[^\n]*")

@@ -1,6 +1,7 @@
 """The settings of a rig's agent and of its runtimes: free ports, short timeouts, a folder of its own."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,13 @@ class Node:
     def starts_file(self) -> Path:
         """Where each run of a runtime is recorded by its program."""
         return self.folder / "starts.jsonl"
+
+    def move_state(self, folder: Path) -> None:
+        """Put the state folder elsewhere, such as on a disk of its own; while there is no agent."""
+        for path in self.state_dir.iterdir():
+            shutil.move(path, folder)
+        self.state_dir.rmdir()
+        self.state_dir.symlink_to(folder)
 
     def faults_file(self, runtime: RuntimeName) -> Path:
         """Return where faults of a stand-in are switched on."""

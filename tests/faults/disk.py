@@ -43,11 +43,7 @@ async def on_a_small_disk(ground: Ground, tally: Tally) -> AsyncIterator[tuple[A
     """Set up a Supervisor and a node whose state folder is on a disk of its own; it is unmounted whatever happens."""
     with mounted(ground.folder / "disk", size="24m") as disk:
         async with Rig(standin_programs(), USUAL) as rig:
-            state = rig.node.state_dir
-            for path in state.iterdir():
-                shutil.move(path, disk.folder)
-            state.rmdir()
-            state.symlink_to(disk.folder)
+            rig.node.move_state(disk.folder)
             await rig.start_agent()
             actor = Actor(rig, ground.chance, tally)
             yield actor, disk

@@ -220,8 +220,11 @@ async def _one_burst(actor: Actor, reports: Reports, count: int) -> None:
 
 
 async def _dispatch(actor: Actor, count: int) -> set[int]:
-    """Dispatch an equal part to each runtime, in a random order."""
-    chance, numbers, ids = actor.chance, itertools.count(), set[int]()
+    """Dispatch an equal part to each runtime, in a random order.
+
+    Iggy is started in the end, for connectors that are started without it are not ready, and rightly reported so.
+    """
+    chance, numbers, ids = actor.chance, itertools.count(1), set[int]()
 
     async def some() -> None:
         while next(numbers) < count:
@@ -232,6 +235,7 @@ async def _dispatch(actor: Actor, count: int) -> set[int]:
     async with asyncio.TaskGroup() as group:
         for _ in range(8):
             group.create_task(some())
+    ids.add((await actor.rig.api.dispatch(IGGY, "start")).id)
     return ids
 
 

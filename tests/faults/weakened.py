@@ -91,12 +91,12 @@ def without_withdrawal() -> AbstractContextManager[object]:
 
 def without_the_lost_flag() -> AbstractContextManager[object]:
     """A journal that is begun in place of another takes itself for complete."""
-    real = opening._fill
+    real = opening._compose
 
-    def fill(new: Any, *, lost: bool, journal_id: Any, damaged: Any) -> None:
-        real(new, lost=False, journal_id=journal_id, damaged=damaged)
+    def compose(**parts: Any) -> bytes:
+        return real(**{**parts, "lost": False})
 
-    return mock.patch.object(opening, "_fill", fill)
+    return mock.patch.object(opening, "_compose", compose)
 
 
 def without_the_mark() -> AbstractContextManager[object]:

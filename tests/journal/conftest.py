@@ -155,6 +155,11 @@ class Node:
         return sorted(path for path in found if not path.name.endswith(("-wal", "-shm")))
 
 
+def codes(node: Node) -> list[str]:
+    """List what is wrong with it."""
+    return [condition.code for condition in node.conditions.all()]
+
+
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     """A node that has enrolled, and whose agent runs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import JournalError
-from agent.journal import Journal, opening
+from agent.journal import Journal, database, opening, salvage
 from tests.journal.conftest import Node, activity
 
 
@@ -93,7 +93,7 @@ def break_a_time(node: Node) -> None:
 
 
 def break_a_runtimes_verb(node: Node) -> None:
-    node.edit("INSERT OR REPLACE INTO runtimes VALUES ('iggy', NULL, 'reboot')")
+    node.edit("INSERT OR REPLACE INTO runtimes (runtime, last_verb) VALUES ('iggy', 'reboot')")
 
 
 def break_a_reports_status(node: Node) -> None:
@@ -225,6 +225,56 @@ async def test_reports_before_and_behind_a_damaged_page_are_saved(node: Node) ->
     saved = {report.activity_id for report in await node.journal.outbox(200)}
     assert {1, 100} <= saved
     assert 80 < len(saved) < 100
+
+
+def failing_look(monkeypatch: pytest.MonkeyPatch, code: int, times: int) -> list[int]:
+    """Have the old journal not be readable so many times; returns how often it was asked."""
+    asked: list[int] = []
+
+    def look(path: Path) -> sqlite3.Connection:
+        asked.append(1)
+        if len(asked) > times:
+            return database.look(path)
+        error = sqlite3.OperationalError("cannot be read")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(salvage, "look", look)
+    monkeypatch.setattr(salvage, "_PAUSE", 0.0)
+    return asked
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_BUSY])
+async def test_what_cannot_be_read_for_a_while_is_no_damage_and_costs_no_report(
+    full: Node, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_another_nodes(full)
+    failing_look(monkeypatch, code, 1)
+    with pytest.raises(JournalError, match="cannot be read"):
+        await full.open()
+    assert full.set_aside() == []
+    await full.open()
+    assert await full.states() == {2: "finished"}
+
+
+async def test_a_page_that_the_disk_does_not_give_is_asked_for_again(
+    full: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_another_nodes(full)
+    asked = failing_look(monkeypatch, sqlite3.SQLITE_IOERR_READ, 2)
+    await full.open()
+    assert len(asked) > 2
+    assert await full.states() == {2: "finished"}
+
+
+async def test_a_page_that_the_disk_never_gives_ends_the_reading(full: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node must not be held up for ever by a bad sector."""
+    take_another_nodes(full)
+    failing_look(monkeypatch, sqlite3.SQLITE_IOERR_READ, 1000)
+    await full.open()
+    assert full.journal.lost
+    assert await full.states() == {}
+    assert len(full.set_aside()) == 1
 
 
 @pytest.mark.parametrize("bad", ["evidence = 'broken'", "changed = 'maybe'", "status = 'maybe'"])

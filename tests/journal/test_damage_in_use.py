@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -11,9 +12,9 @@ from typing import Any, NoReturn
 import pytest
 
 from agent.errors import JournalDamagedError, JournalError
-from agent.journal import Journal, opening
-from agent.protocol import ReportStatus
-from tests.journal.conftest import Node, activity
+from agent.journal import Journal, opening, steps
+from agent.protocol import ReportStatus, Verb
+from tests.journal.conftest import Node, activity, codes
 
 
 def damage_index(path: Path) -> None:
@@ -49,15 +50,18 @@ def break_encoding(path: Path) -> None:
         other.execute("UPDATE activities SET runtime = CAST(x'ff' AS TEXT) WHERE state != 'reported'")
 
 
+def refuse(*_: object, **__: object) -> NoReturn:
+    """Fail as SQLite does on a disk that takes nothing."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    raise error
+
+
 def malformed(_: sqlite3.Connection) -> NoReturn:
     """Fail as SQLite does on a page that is read wrongly, though the file is sound."""
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     raise error
-
-
-def codes(node: Node) -> list[str]:
-    return [condition.code for condition in node.conditions.all()]
 
 
 async def touch_all(node: Node) -> None:
@@ -160,6 +164,77 @@ async def test_a_step_that_is_not_written_ends_the_wait_for_its_activity(node: N
     assert node.journal.rescue.results == []
 
 
+async def test_a_result_that_the_disk_refuses_once_the_file_is_damaged_is_kept(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that damages a file often takes nothing any more, either."""
+    await node.sweep(activity(1))
+    await node.start(1)
+    with pytest.raises(JournalDamagedError):
+        await node.journal._database.read(malformed)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "finish", refuse)
+        with pytest.raises(JournalError, match="disk I/O error"):
+            await node.finish(1)
+    assert node.journal.rescue.over.is_set()
+    await node.reopen()
+    assert await node.states() == {1: "finished"}
+
+
+async def test_a_result_that_nobody_waits_for_any_more_is_kept(node: Node) -> None:
+    """A lane that is ended while its result is being written."""
+    await node.sweep(activity(1))
+    await node.start(1)
+    blocked, free = threading.Event(), threading.Event()
+
+    def block(connection: sqlite3.Connection) -> NoReturn:
+        blocked.set()
+        free.wait(10)
+        malformed(connection)
+
+    blocking = asyncio.create_task(node.journal._database.read(block))
+    await asyncio.to_thread(blocked.wait, 10)
+    finishing = asyncio.create_task(node.finish(1))
+    await asyncio.sleep(0)
+    damage_index(node.path)
+    finishing.cancel()
+    await asyncio.wait({finishing})
+    free.set()
+    with pytest.raises(JournalDamagedError):
+        await blocking
+    await node.reopen()
+    assert await node.states() == {1: "finished"}
+
+
+async def test_a_result_that_was_stored_before_the_damage_is_not_kept_twice(node: Node) -> None:
+    await node.sweep(activity(1))
+    await node.start(1)
+    await node.finish(1)
+    with pytest.raises(JournalDamagedError):
+        await node.journal._database.read(malformed)
+    assert node.journal.rescue.results == []
+    assert node.journal.rescue.over.is_set()
+
+
+async def test_what_was_stopped_is_known_to_the_journal_that_replaces_a_damaged_one(node: Node) -> None:
+    """An owned runtime must not start again because of a disk."""
+    await node.journal.know_runtime("iggy", current="7-1")
+    await node.sweep(activity(1, action="stop"))
+    await node.start(1, Verb.STOP)
+    await node.finish(1)
+    with pytest.raises(JournalDamagedError):
+        await node.journal._database.read(malformed)
+    await node.reopen()
+    assert await node.journal.last_verb("iggy") is Verb.STOP
+    assert not await node.journal.knows_runtime("iggy"), "what was committed is not known any more"
+    await node.journal.know_runtime("iggy", current="7-2")
+    assert await node.journal.knows_runtime("iggy")
+    assert await node.journal.committed("iggy") == "7-2"
+    await node.journal.know_runtime("iggy", current="7-3")
+    assert await node.journal.committed("iggy") == "7-2"
+    assert await node.journal.last_verb("iggy") is Verb.STOP
+
+
 async def test_the_refusal_of_what_never_began_is_not_kept(node: Node) -> None:
     """The Supervisor lists it again."""
     await node.sweep(activity(1))
@@ -232,6 +307,18 @@ async def test_a_fault_of_the_agent_in_a_reading_stays_what_it_is(node: Node) ->
         await node.journal._database.read(lambda _: int("none"))
 
 
+async def test_a_reading_that_succeeds_does_not_speak_for_another_one_of_its_kind(node: Node) -> None:
+    await node.sweep(activity(1))
+    await deny(node, reading="calls")
+    with pytest.raises(JournalError, match="prohibited"):
+        await node.journal.get(1)
+    assert await node.journal.get(999) is None
+    assert codes(node) == ["journal_unreadable"]
+    await deny(node, reading=None)
+    await node.journal.get(1)
+    assert codes(node) == []
+
+
 async def deny(node: Node, *, reading: str | None) -> None:
     """Have SQLite refuse to read a table, as it does where the disk fails: an error that is not the file's."""
 
@@ -273,7 +360,7 @@ async def test_a_write_that_writes_nothing_does_not_say_that_it_can_be_written(n
 
 def test_what_was_set_aside_last_counts(tmp_path: Path) -> None:
     assert opening.since_set_aside(tmp_path) is None
-    for stamp in ("20200101T000000000000Z", "20260101T000000000000Z"):
+    for stamp in ("20200101T000000000000Z", "20260101T000000000000Z", "before-the-repairZ"):
         for companion in ("", "-wal"):
             (tmp_path / f"journal.db.damaged-{stamp}{companion}").touch()
     since = opening.since_set_aside(tmp_path)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.conditions import Conditions
-from agent.errors import JournalError
+from agent.errors import JournalDamagedError, JournalError, JournalFullError
 from agent.journal import Journal, opening, schema
-from tests.journal.conftest import Node, activity
+from tests.journal.conftest import Node, activity, codes
+from tests.journal.test_damage_in_use import malformed
 from tests.small_disk import SmallDisk
 
 NOBODY = 65534
@@ -54,12 +55,13 @@ async def test_what_a_killed_agent_left_in_the_wal_is_there(full: Node) -> None:
 async def test_an_older_file_becomes_a_newer_one_step_by_step(full: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ("ALTER TABLE journal ADD COLUMN one_more INTEGER;", "ALTER TABLE journal ADD COLUMN two_more INTEGER;")
     monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + more)
-    monkeypatch.setattr(opening, "SCHEMA_VERSION", 3)
+    newest = schema.SCHEMA_VERSION + len(more)
+    monkeypatch.setattr(opening, "SCHEMA_VERSION", newest)
     await full.open()
     assert full.conditions.all() == []
     assert await full.states() == {1: "reported", 2: "finished", 3: "started", 4: "received"}
     await full.close()
-    assert full.edit("PRAGMA user_version") == [(3,)]
+    assert full.edit("PRAGMA user_version") == [(newest,)]
     assert full.edit("SELECT one_more, two_more FROM journal") == [(None, None)]
     await full.reopen()
     assert full.conditions.all() == []
@@ -72,7 +74,7 @@ async def test_a_migration_that_fails_leaves_the_file_at_its_version(
     monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + more)
     with pytest.raises(JournalError, match="syntax error"):
         await full.open()
-    assert full.edit("PRAGMA user_version") == [(2,)]
+    assert full.edit("PRAGMA user_version") == [(schema.SCHEMA_VERSION + 1,)]
     assert "a" not in [column for _, column, *_ in full.edit("PRAGMA table_info(journal)")]
 
 
@@ -80,11 +82,12 @@ async def test_a_migration_that_fails_leaves_the_file_at_its_version(
 
 
 async def test_a_newer_journal_is_refused_and_left_alone(full: Node) -> None:
-    full.edit("PRAGMA user_version = 2")
+    newer = schema.SCHEMA_VERSION + 1
+    full.edit(f"PRAGMA user_version = {newer}")
     before = full.path.read_bytes()
-    with pytest.raises(JournalError, match=r"written by a newer version \(schema 2\)") as caught:
+    with pytest.raises(JournalError, match=rf"written by a newer version \(schema {newer}\)") as caught:
         await full.open()
-    assert caught.value.hint == "install the newer agent again; this one knows schema 1"
+    assert caught.value.hint == f"install the newer agent again; this one knows schema {schema.SCHEMA_VERSION}"
     with pytest.raises(JournalError, match="written by a newer version"):
         await Journal.create(full.folder)
     assert full.path.read_bytes() == before
@@ -151,18 +154,80 @@ async def test_a_folder_that_is_not_there_is_an_error_with_a_hint(tmp_path: Path
         await Journal.create(node.folder)
 
 
-async def test_on_a_full_disk_a_damaged_journal_stays_as_it_is_until_there_is_room(small_disk: SmallDisk) -> None:
-    node = Node(small_disk.folder, await Journal.create(small_disk.folder))
+async def damaged_on(disk: SmallDisk) -> Node:
+    """Make a node with one report, whose journal is damaged while the disk is full."""
+    node = Node(disk.folder, await Journal.create(disk.folder))
     await node.open()
     await node.sweep(activity(1))
     await node.finish(1)
     await node.close()
     node.edit("UPDATE journal SET journal_id = 'another'")
+    disk.fill()
+    return node
+
+
+async def test_on_a_full_disk_a_damaged_journal_is_replaced_by_one_of_the_blocks_that_it_kept(
+    small_disk: SmallDisk,
+) -> None:
+    node = await damaged_on(small_disk)
+    await node.open()
+    assert (node.journal.lost, await node.states()) == (True, {1: "finished"})
+    assert len(await node.journal.outbox(10)) == 1
+    assert len(node.set_aside()) == 1
+    assert codes(node) == ["journal_replaced", "journal_lost"]
+    small_disk.free()
+    await node.sweep(last=1)
+    await node.carry_out(2)
+    await node.close()
+
+
+async def test_on_a_full_disk_one_that_was_set_aside_is_replaced_and_what_it_gave_can_be_sent(
+    small_disk: SmallDisk,
+) -> None:
+    """Also where something else takes each block that is free in between."""
+    node = Node(small_disk.folder, await Journal.create(small_disk.folder))
+    await node.open()
+    await node.sweep(activity(1))
+    await node.start(1)
+    await node.finish(1)
     small_disk.fill()
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalDamagedError):
+        await node.journal._database.read(malformed)
+    await node.journal.set_aside()
+    small_disk.fill()
+    await node.reopen()
+    assert codes(node) == ["disk_full", "journal_replaced", "journal_lost"]
+    assert [report.activity_id for report in await node.journal.outbox(10)] == [1]
+    small_disk.free()
+    await node.journal.mend_reserve()
+    await node.sweep(last=1)
+    await node.carry_out(2)
+    assert codes(node) == ["journal_replaced"]
+    await node.close()
+
+
+async def test_without_such_blocks_a_damaged_journal_stays_as_it_is_until_there_is_room(small_disk: SmallDisk) -> None:
+    node = await damaged_on(small_disk)
+    (node.folder / "journal.reserve").unlink()
+    small_disk.fill()
+    with pytest.raises(JournalFullError, match="No space left on device"):
         await node.open()
     assert node.set_aside() == []
     small_disk.free()
     await node.open()
     assert (node.journal.lost, await node.states()) == (True, {1: "finished"})
+    await node.close()
+
+
+async def test_blocks_that_have_another_name_are_left_to_it(small_disk: SmallDisk) -> None:
+    """They are a log that was set aside with its damaged journal."""
+    node = await damaged_on(small_disk)
+    kept = node.folder / "journal.reserve"
+    (node.folder / "journal.db.damaged-20260101T000000000000Z-wal").hardlink_to(kept)
+    before = kept.read_bytes()
+    with pytest.raises(JournalFullError, match="No space left on device"):
+        await node.open()
+    assert kept.read_bytes() == before
+    small_disk.free()
+    await node.open()
     await node.close()

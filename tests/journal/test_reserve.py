@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent.errors import JournalError, JournalFullError
+from agent.errors import JournalDamagedError, JournalError, JournalFullError
 from agent.journal import Journal, reserve
 from agent.protocol import Reason, ReasonCode, ReportStatus, Verb
-from tests.journal.conftest import Node, activity, config
+from tests.journal.conftest import Node, activity, codes, config
 from tests.small_disk import SmallDisk
 
 LOG_TAIL = {"log_tail": ["\x01" * 16 * 1024]}
@@ -46,10 +46,6 @@ async def finish_everything(node: Node, number: int) -> None:
         await call(node, number)
     evidence = {**LOG_TAIL, "rollback": LOG_TAIL}
     await node.finish(number, status=ReportStatus.REJECTED, reason=REASON, evidence=evidence, committed="7-1")
-
-
-def codes(node: Node) -> list[str]:
-    return [condition.code for condition in node.conditions.all()]
 
 
 # --- the disk gets full
@@ -394,6 +390,28 @@ async def test_what_is_committed_stays_so_when_the_reserve_cannot_be_tended(
     monkeypatch.undo()
     await node.journal.mend_reserve()
     assert codes(node) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "condition"),
+    [
+        (sqlite3.SQLITE_IOERR_WRITE, JournalError, "journal_unwritable"),
+        (sqlite3.SQLITE_CORRUPT, JournalDamagedError, "journal_damaged"),
+    ],
+)
+async def test_a_disk_that_fails_when_the_log_is_brought_over_is_not_said_to_be_full(
+    node: Node, code: int, error: type[JournalError], condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        failure = sqlite3.OperationalError("cannot bring it over")
+        failure.sqlite_errorcode = code
+        raise failure
+
+    monkeypatch.setattr(reserve.Reserve, "_bring_over", broken)
+    monkeypatch.setattr(reserve, "CYCLE", 0)
+    with pytest.raises(error, match="cannot bring it over"):
+        await node.journal.mend_reserve()
+    assert codes(node) == [condition]
 
 
 async def test_free_pages_that_find_no_place_leave_the_rest_as_it_was(
