@@ -79,7 +79,9 @@ class Releases:
         rules.check(config, self._runtime)
 
     def stage(self, config: Config) -> Release:
-        """Write a checked config to the disk, durably, whole or not at all; one that is there already is kept.
+        """Write a checked config to the disk, durably, whole or not at all; one that is there and whole is kept.
+
+        A damaged one is written anew, the current one too; what runs with it goes on.
 
         Raises:
             Rejection: `config_invalid` when another config has its id and version; `no_space`; `not_permitted` when
@@ -92,7 +94,7 @@ class Releases:
             if known is not None and known.sha256 != release.sha256:
                 msg = f"cannot stage config {config.id}, version {config.version}: another one has this id and version"
                 raise Rejection(ReasonCode.CONFIG_INVALID, msg, hint="create a new version")
-            if known is None:
+            if known is None or not self._is_whole(config):
                 self._write(release, config)
             self._check_readable(self._releases / release.name)
         return release
@@ -142,12 +144,13 @@ class Releases:
         return release
 
     def switched_at(self) -> float | None:
-        """Return when `current` was pointed to its release, in seconds since the epoch; None when there is none.
+        """Return since when `current` has been what it is, in seconds since the epoch; None when there is none.
 
-        The kernel writes down the change of a renamed link's name: its ctime, on a clock a few milliseconds behind.
+        The kernel writes down the change of a renamed link's name: its ctime, on a clock a few milliseconds behind. The
+        same of the release's folder tells when a damaged one was mended: what began before it, began without that.
         """
         try:
-            return self._current.lstat().st_ctime
+            return max(self._current.lstat().st_ctime, self._current.stat().st_ctime)
         except FileNotFoundError:
             return None
 
@@ -168,13 +171,21 @@ class Releases:
         """Return the variables of the current release, with those that point to its files.
 
         Raises:
-            Rejection: `config_missing` as for `current`.
+            Rejection: `config_missing` as for `current`, and when what they point to is lost.
         """
         release = self.current()
         if release is None:
             return {}
         with self._disk("read the current config"):
-            return self._values(release) | self._pointers(self._current / "files")
+            values = self._values(release)
+            files = self._releases / release.name / "files"
+            pointers = self._pointers(_paths(files))
+            for key, place in self._places().items():
+                # By its end, not whole: the state folder may be elsewhere than when it was written.
+                if key not in pointers and values.get(key, "").endswith(f"/current/files/{place}"):
+                    msg = f"cannot use the current config of {self._runtime}: {release.name} lost {files / place}"
+                    raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config")
+            return values | pointers
 
     def secret_values(self) -> set[str]:
         """Return the values that must never be shown, of all releases and of the TOML files in them."""
@@ -195,7 +206,7 @@ class Releases:
                 return
             for folder in list(self._releases.iterdir()):
                 if folder.name != current and folder.name not in keep:
-                    self._remove(folder)
+                    shutil.rmtree(self._take_name(folder))
             for link in self._folder.glob(".current.*"):
                 link.unlink()
 
@@ -220,19 +231,36 @@ class Releases:
         folder = self._releases / release.name / "files"
         return {str(path): path.read_text(errors="replace") for path in folder.rglob("*.toml") if path.is_file()}
 
-    def _pointers(self, staged: Path) -> dict[str, str]:
+    def _places(self) -> dict[str, str]:
+        """Say which variables point to what below the release's files."""
+        places = {rules.CONFIG_PATH[self._runtime]: "config.toml"}
+        return places | ({rules.CONNECTORS_DIR: "connectors"} if self._runtime is RuntimeName.CONNECTORS else {})
+
+    def _pointers(self, paths: Collection[str]) -> dict[str, str]:
         """Name the files under `current`, not under the release: what a program reads later is the current one too.
 
         Args:
-            staged: Where the files of that release are now.
+            paths: Of all files of that release.
         """
+        there = {*paths, *(path.partition("/")[0] for path in paths if "/" in path)}
         files = self._current / "files"
-        pointers = {}
-        if (staged / "config.toml").is_file():
-            pointers[rules.CONFIG_PATH[self._runtime]] = str(files / "config.toml")
-        if self._runtime is RuntimeName.CONNECTORS and (staged / "connectors").is_dir():
-            pointers[rules.CONNECTORS_DIR] = str(files / "connectors")
-        return pointers
+        return {key: str(files / place) for key, place in self._places().items() if place in there}
+
+    def _environment(self, config: Config) -> bytes:
+        """Render the file; with the pointers, because systemd gives it to a runtime as it is."""
+        pointers = self._pointers([file.path for file in config.files])
+        return environment.render(config.values | pointers).encode()
+
+    def _is_whole(self, config: Config) -> bool:
+        """Tell whether all of a staged config still is as it was written."""
+        folder = self._releases / Release.of(config).name
+        wanted = {file.path: file.content.encode() for file in config.files}
+        try:
+            if (folder / "environment").read_bytes() != self._environment(config):
+                return False
+            return {path: (folder / "files" / path).read_bytes() for path in _paths(folder / "files")} == wanted
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return False
 
     def _write(self, release: Release, config: Config) -> None:
         target = self._releases / release.name
@@ -244,25 +272,24 @@ class Releases:
                 path = staging / "files" / file.path
                 path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
                 _write_file(path, file.content.encode())
-            # With the pointers, because systemd gives the file to a runtime as it is.
-            values = config.values | self._pointers(staging / "files")
-            _write_file(staging / "environment", environment.render(values).encode())
+            _write_file(staging / "environment", self._environment(config))
             _write_file(staging / "release.json", json.dumps(asdict(release), indent=2).encode())
             for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
                 fsync_folder(folder)
-            if target.exists():  # damaged: it has no readable release.json
-                self._remove(target)
+            damaged = self._take_name(target) if target.exists() else None
             staging.rename(target)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         fsync_folder(self._releases)
+        if damaged is not None:  # what cannot be removed of it now is, with the old configs
+            shutil.rmtree(damaged, ignore_errors=True)
 
-    def _remove(self, folder: Path) -> None:
-        """Take its name first, so that a half removed one is never taken for complete."""
+    def _take_name(self, folder: Path) -> Path:
+        """Rename what is to be removed, so that a half removed one is never taken for complete."""
         doomed = self._releases / f".removed.{secrets.token_hex(4)}"
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+        return doomed
 
     def _check_readable(self, release: Path) -> None:
         """Check by modes that the runtime's group can read a release, where that group is not the agent's own."""
@@ -287,6 +314,11 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _paths(folder: Path) -> list[str]:
+    """List all files in a folder, by their paths below it."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
 def _group_name(group: int) -> str:

@@ -60,6 +60,7 @@ class StartedWith:
             return None
         try:
             switched_at = self._releases.switched_at()
+            self._releases.environment()  # systemd passes over a file that is lost
             release = self._releases.current()
             still = self._releases.switched_at() == switched_at
         except (Rejection, OSError):  # a release that cannot be read is refused where it is used

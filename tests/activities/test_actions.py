@@ -452,6 +452,22 @@ async def test_a_damaged_current_release_is_mended_by_another_config(bench: Benc
     assert (row.status, row.evidence["outcome"], await bench.current()) == ("completed", "applied", "6-1")
 
 
+@pytest.mark.parametrize("knows_what_runs", [True, False])
+async def test_a_damaged_current_release_is_mended_by_its_own_config_with_a_restart_only_if_needed(
+    bench: Bench, knows_what_runs: bool
+) -> None:
+    bench.world.begin()
+    await bench.run()
+    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    await asyncio.to_thread((bench.folder / "runtimes/iggy/current/environment").unlink)
+    if not knows_what_runs:
+        bench.world.runs_with = None
+    row = await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
+    assert (row.status, row.evidence["outcome"], row.changed) == ("completed", "applied", not knows_what_runs)
+    assert bench.world.began == (2 if knows_what_runs else 3)
+    assert await asyncio.to_thread(bench.releases.environment) == make_config(5)["values"]
+
+
 async def test_going_back_to_none_from_a_damaged_release_takes_it_away(bench: Bench) -> None:
     bench.world.begin()
     await bench.run()

@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,47 @@ def test_a_damaged_release_is_staged_anew(releases: Releases, folder: Path, dama
     assert releases.get(releases.stage(config()).name) is not None
 
 
+def _lose(path: Path) -> None:
+    path.unlink()
+
+
+def _empty(path: Path) -> None:
+    path.write_text("")
+
+
+def _spoil(path: Path) -> None:
+    path.write_text("IGGY_A=1\n")
+
+
+def _replace(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_lose, _empty, _spoil, _replace])
+@pytest.mark.parametrize("damaged", ["environment", "files/config.toml", "files/certs/a.pem"])
+def test_the_same_config_mends_its_own_damaged_release(
+    releases: Releases, folder: Path, damaged: str, damage: Callable[[Path], None]
+) -> None:
+    whole = config(files={"config.toml": TOML, "certs/a.pem": "pem"})
+    releases.switch(releases.stage(whole).name)
+    staged = folder / "releases" / "42-3"
+    before, values = (staged / damaged).read_bytes(), releases.environment()
+    damage(staged / damaged)
+    assert releases.stage(whole).name == "42-3"
+    assert (staged / damaged).read_bytes() == before
+    assert releases.environment() == values
+    assert names(folder / "releases") == ["42-3"]
+
+
+def test_a_file_that_is_not_of_the_config_is_not_left_in_its_release(folder: Path) -> None:
+    releases = Releases(folder, RuntimeName.CONNECTORS)
+    releases.stage(connectors_config(files={"connectors/sink.toml": ""}))
+    (folder / "releases" / "42-3" / "files" / "connectors" / "other.toml").write_text("")
+    releases.stage(connectors_config(files={"connectors/sink.toml": ""}))
+    assert names(folder / "releases" / "42-3" / "files" / "connectors") == ["sink.toml"]
+
+
 def test_switching_back_to_none_leaves_no_link(releases: Releases, folder: Path) -> None:
     releases.switch(releases.stage(config()).name)
     releases.switch(None)
@@ -129,6 +171,38 @@ def test_values_that_cannot_be_read_are_an_error(releases: Releases, folder: Pat
     with pytest.raises(Rejection, match="cannot read the values of config 42-3"):
         releases.environment()
     assert releases.secret_values() == set()
+
+
+def test_a_config_file_that_is_lost_is_an_error_not_defaults(releases: Releases, folder: Path) -> None:
+    releases.switch(releases.stage(config(files={"config.toml": TOML})).name)
+    lost = folder / "releases" / "42-3" / "files" / "config.toml"
+    lost.unlink()
+    with pytest.raises(Rejection, match=f"cannot use the current config of iggy: 42-3 lost {lost}") as refused:
+        releases.environment()
+    assert refused.value.code is ReasonCode.CONFIG_MISSING
+
+
+def test_a_config_file_that_is_lost_is_an_error_also_after_the_state_folder_was_moved(folder: Path) -> None:
+    first = Releases(folder, RuntimeName.IGGY)
+    first.switch(first.stage(config(files={"config.toml": TOML})).name)
+    moved = folder.rename(folder.with_name("moved"))
+    second = Releases(moved, RuntimeName.IGGY)
+    assert second.environment()["IGGY_CONFIG_PATH"] == str(moved / "current" / "files" / "config.toml")
+    (moved / "current" / "files" / "config.toml").unlink()
+    with pytest.raises(Rejection, match="42-3 lost"):
+        second.environment()
+
+
+def test_a_folder_of_connectors_that_is_lost_is_an_error_but_one_that_the_values_name_is_not_ours(folder: Path) -> None:
+    releases = Releases(folder, RuntimeName.CONNECTORS)
+    elsewhere = {"IGGY_CONNECTORS_CONNECTORS_CONFIG_DIR": "/etc/connectors"}
+    releases.switch(releases.stage(connectors_config(version=1, values=elsewhere)).name)
+    assert releases.environment() == elsewhere
+    releases.switch(releases.stage(connectors_config(version=2, files={"connectors/sink.toml": ""})).name)
+    lost = folder / "releases" / "42-2" / "files" / "connectors"
+    shutil.rmtree(lost)
+    with pytest.raises(Rejection, match=f"42-2 lost {lost}"):
+        releases.environment()
 
 
 def test_pruning_keeps_the_current_one_and_those_that_are_named(releases: Releases, folder: Path) -> None:

@@ -88,6 +88,34 @@ def test_what_was_seen_before_the_switch_tells_nothing_of_the_runs_after_it(node
     assert node.started_with.find_out(node.unit(run=2, ended=0.01, began=0.02)) is None
 
 
+def test_a_run_that_began_while_its_release_was_damaged_does_not_have_it_once_it_is_mended(
+    node: Node, folder: Path
+) -> None:
+    """systemd revived it without the file that it could not find."""
+    node.switch(1)
+    node.started_with.seen_before_call(node.unit(run=1, ended=-60, began=-30, ActiveState="active"))
+    revived = node.unit(run=2, ended=0.01, began=0.02)
+    (folder / "current" / "environment").unlink()
+    assert node.started_with.find_out(revived) is None
+    first = node.releases.switched_at()
+    while node.releases.switched_at() == first:  # as above
+        (folder / "current" / "environment").unlink(missing_ok=True)
+        node.switch(1)
+    assert node.started_with.find_out(revived) is None
+
+
+def test_a_run_that_was_known_before_its_release_was_damaged_stays_known_after_it_is_mended(
+    node: Node, folder: Path
+) -> None:
+    sha256 = node.switch(1)
+    run = node.unit(ended=2, began=2.1)
+    assert node.started_with.find_out(run) == sha256
+    (folder / "current" / "environment").unlink()
+    assert node.started_with.find_out(run) == sha256
+    node.switch(1)
+    assert node.started_with.find_out(run) == sha256
+
+
 def test_a_clock_that_was_set_back_since_does_not_make_a_run_later_than_it_was(node: Node) -> None:
     node.switch(1)
     an_hour_ahead = int((time.time() + 3600) * 1e6)
