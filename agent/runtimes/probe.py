@@ -16,6 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     import aiohttp
 
+NO_THREAD = "no thread can be made to look the name up"
+"""What Python tells as a RuntimeError, at TasksMax= for example."""
 _MAX_PING_BYTES = 64 * 1024
 _MAX_STATS_BYTES = 1024 * 1024
 _MAX_LISTED = 20
@@ -150,9 +152,11 @@ class Probe:
     ) -> str:
         import aiohttp  # noqa: PLC0415 - a node whose probes are TCP needs none
 
+        from agent.runtimes.resolver import Resolver  # noqa: PLC0415 - as above
+
         if self._session is None:
             # Each attempt has a connection of its own: a kept one could still lead to the incarnation before.
-            connector = aiohttp.TCPConnector(force_close=True)
+            connector = aiohttp.TCPConnector(force_close=True, resolver=Resolver())
             jar = aiohttp.DummyCookieJar()
             unbounded = aiohttp.ClientTimeout(total=None, sock_connect=None)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, timeout=unbounded)
@@ -182,6 +186,8 @@ async def _connect(address: str) -> None:
         _, writer = await asyncio.open_connection(host, int(port))
     except OSError as error:
         raise _NotReadyError(_sentence(error, host, port)) from error
+    except RuntimeError as error:  # pthread_create(3): EAGAIN
+        raise _NotReadyError(_sentence(OSError(errno.EAGAIN, NO_THREAD), host, port)) from error
     writer.close()
     with suppress(OSError):  # it was open, which is all that was asked
         await writer.wait_closed()

@@ -1,6 +1,9 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -75,6 +78,25 @@ async def test_what_is_not_http_is_no_usable_answer() -> None:
     assert why is not None
     assert why.startswith("no usable answer: ")
     assert (await check(http="http://[bad/ping", connectors=ConnectorsRule.IGNORE)).ready is False
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+async def test_a_name_that_cannot_be_looked_up_for_want_of_a_thread_is_not_ready_until_it_can(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    def refuse(*_args: object) -> NoReturn:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with serving(ping="pong") as url:
+        port = urlsplit(url).port
+        plan = {"tcp": f"localhost:{port}"} if scheme == "tcp" else {"http": f"http://localhost:{port}/ping"}
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "_start_new_thread", refuse)
+            result = await check(**plan)
+        assert result.why == f"cannot connect to localhost:{port}: no thread can be made to look the name up"
+        assert (await check(**plan)).ready
 
 
 async def test_an_open_tcp_port_is_ready() -> None:
