@@ -19,6 +19,18 @@ from agent.runtimes.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
+_MAY_PASS = frozenset(
+    {
+        ReasonCode.DRIVER_UNAVAILABLE,
+        ReasonCode.NOT_PERMITTED,
+        ReasonCode.NO_SPACE,
+        ReasonCode.START_FAILED,
+        ReasonCode.BUSY,
+    }
+)
+"""Why a runtime was not started that may be over without anybody dispatching anything: the disk, no processes, a lock
+that is held. None of them means that it ran: one that was started and ended is not started again."""
+
 
 class OwnedRuntimes:
     """The owned runtimes of a node.
@@ -38,7 +50,7 @@ class OwnedRuntimes:
         """Start a runtime with the agent, if it is owned and was not stopped by an action.
 
         Returns:
-            Whether to try again later: its folder could not be used.
+            Whether to try again later: what kept it from being started may pass.
         """
         if runtime.name not in self._runtimes:
             return False
@@ -50,7 +62,7 @@ class OwnedRuntimes:
             outcome = await runtime.driver.start(_not_journaled)
         except (Rejection, JournalError) as error:
             self._conditions.set(_condition(runtime.name), error.message, hint=error.hint)
-            return isinstance(error, Rejection) and error.code is ReasonCode.DRIVER_UNAVAILABLE
+            return isinstance(error, JournalError) or error.code in _MAY_PASS
         log.info("owned.started", runtime=runtime.name, calls=list(outcome.calls))
         return False
 
@@ -67,6 +79,8 @@ class OwnedRuntimes:
             outcome = await runtime.driver.stop(await self._recorder(runtime))
         except Rejection as rejection:
             log.error("owned.not_stopped", runtime=runtime.name, cause=rejection.message)
+        except Exception:  # a fault in stopping one is no reason to leave the other one up
+            log.exception("owned.not_stopped", runtime=runtime.name)
         else:
             log.info("owned.stopped", runtime=runtime.name, exit_code=outcome.exit_code, killed=outcome.killed)
 

@@ -6,9 +6,10 @@ import pytest
 
 from agent.activities import lanes as lanes_module
 from agent.activities.owned import OwnedRuntimes
-from agent.errors import JournalError
-from agent.protocol import ReportStatus, RuntimeName
-from agent.runtimes.driver import Call
+from agent.errors import JournalError, Rejection
+from agent.protocol import ReasonCode, ReportStatus, RuntimeName
+from agent.runtimes.driver import Call, Outcome, Recorder, Step
+from agent.runtimes.process import ProcessDriver
 from agent.runtimes.runtime import Runtime
 from tests.activities.conftest import Bench, until
 
@@ -79,6 +80,65 @@ async def test_one_whose_folder_cannot_be_used_for_a_while_is_started_when_it_ca
     assert bench.world.began == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [
+        (ReasonCode.NOT_PERMITTED, True),
+        (ReasonCode.NO_SPACE, True),
+        (ReasonCode.START_FAILED, True),
+        (ReasonCode.BUSY, True),
+        (ReasonCode.NOT_FOUND, False),
+        (ReasonCode.CONFIG_MISSING, False),
+    ],
+)
+async def test_it_is_tried_again_unless_somebody_has_to_mend_something_first(
+    bench: Bench, code: ReasonCode, again: bool
+) -> None:
+    async def refuse(_record: Recorder) -> Outcome:
+        raise Rejection(code, "cannot start iggy: it is refused")
+
+    bench.driver.start = refuse  # type: ignore[method-assign,assignment]
+    runtime = bench.make_runtime()
+    assert await owned_by(bench, runtime).start(runtime) is again
+    assert "iggy_not_started" in bench.conditions
+
+
+async def test_one_whose_config_cannot_be_read_for_a_while_is_started_when_it_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of its configs only: its record, and with it whether it runs, can be read."""
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    folder = bench.folder / "runtimes" / "iggy"
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    await asyncio.to_thread((folder / "current").write_text, "no link")
+    driver = ProcessDriver(
+        runtime=RuntimeName.IGGY,
+        command=("sleep", "60"),
+        folder=folder,
+        releases=bench.releases,
+        environment={},
+        working_directory=None,
+        stop_timeout=10,
+    )
+    bench.driver = driver  # type: ignore[assignment]
+    owned = owned_by(bench, bench.make_runtime())
+    bench.on_recovered = owned.start
+    await bench.run()
+    await until(lambda: asyncio.sleep(0, "iggy_not_started" in bench.conditions), what="it was refused")
+    await asyncio.to_thread((folder / "current").unlink)
+    try:
+        await until(lambda: _runs(driver), what="it was started")
+    finally:
+        await driver.stop(_not_recorded)
+
+
+async def _runs(driver: ProcessDriver) -> bool:
+    return (await driver.observe()).running
+
+
+async def _not_recorded(_step: Step) -> None: ...
+
+
 async def test_it_is_stopped_with_the_agent(bench: Bench) -> None:
     bench.world.begin()
     await owned_by(bench, bench.make_runtime()).stop_all()
@@ -90,6 +150,25 @@ async def test_one_that_cannot_be_stopped_ends_nothing_else(bench: Bench) -> Non
     bench.world.unavailable = True
     await owned_by(bench, bench.make_runtime()).stop_all()
     assert bench.world.ended == 0
+
+
+async def test_a_fault_in_stopping_one_keeps_no_other_from_being_stopped(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.world.begin()
+    faulty, other = bench.make_runtime(), bench.make_runtime()
+    faulty.driver = Faulty()  # type: ignore[assignment]
+    owned = OwnedRuntimes({RuntimeName.CONNECTORS: faulty, RuntimeName.IGGY: other}, bench.journal, bench.conditions)
+    await owned.stop_all()
+    assert bench.world.running is None
+    assert "owned.not_stopped" in capsys.readouterr().out
+
+
+class Faulty:
+    """A driver with a fault of the agent's own."""
+
+    async def stop(self, _record: Recorder) -> Outcome:
+        raise ZeroDivisionError
 
 
 async def test_a_restart_that_the_end_of_the_agent_cut_short_is_completed_by_the_next_one(bench: Bench) -> None:
@@ -145,13 +224,13 @@ async def test_a_journal_that_cannot_be_written_does_not_keep_it_up(bench: Bench
     assert bench.world.running is None
 
 
-async def test_a_journal_that_cannot_be_read_is_said(bench: Bench) -> None:
+async def test_a_journal_that_cannot_be_read_is_said_and_asked_again(bench: Bench) -> None:
     async def fail(_runtime: str) -> None:
         msg = "cannot use the journal: disk full"
         raise JournalError(msg)
 
     bench.journal.last_verb = fail  # type: ignore[method-assign,assignment]
     runtime = bench.make_runtime()
-    await owned_by(bench, runtime).start(runtime)
+    assert await owned_by(bench, runtime).start(runtime), "it is tried again"
     assert "iggy_not_started" in bench.conditions
     assert bench.world.began == 0
