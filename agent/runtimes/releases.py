@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from agent.errors import Rejection
 from agent.files import fsync_folder
 from agent.protocol import Config, ReasonCode, RuntimeName
@@ -40,7 +42,7 @@ class Release:
     sha256: str
     config_name: str
     runtime_version: str | None
-    secret_keys: tuple[str, ...] = ()
+    secret_keys: tuple[str, ...]
 
     @classmethod
     def of(cls, config: Config) -> "Release":
@@ -54,6 +56,9 @@ class Release:
             runtime_version=config.runtime_version,
             secret_keys=tuple(config.secret_keys),
         )
+
+
+_STORED = TypeAdapter(Release)
 
 
 class Releases:
@@ -162,10 +167,10 @@ class Releases:
         """
         with self._disk("read a config"):
             try:
-                data = json.loads((self._releases / name / "release.json").read_bytes())
-                return Release(**{**data, "secret_keys": tuple(data["secret_keys"])})
-            except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+                release = _STORED.validate_json((self._releases / name / "release.json").read_bytes(), strict=True)
+            except (FileNotFoundError, NotADirectoryError, ValidationError):
                 return None
+        return release if release.name == name else None
 
     def environment(self) -> dict[str, str]:
         """Return the variables of the current release, with those that point to its files.

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def releases(folder: Path) -> Releases:
 def test_a_staged_config_is_whole_and_not_yet_in_use(releases: Releases, folder: Path) -> None:
     release = releases.stage(config(files={"config.toml": TOML, "certs/a.pem": "pem"}))
     assert release == Release(
-        "42-3", 42, 3, config(files={"config.toml": TOML, "certs/a.pem": "pem"}).sha256, "main", "0.8.0"
+        "42-3", 42, 3, config(files={"config.toml": TOML, "certs/a.pem": "pem"}).sha256, "main", "0.8.0", ()
     )
     assert releases.get("42-3") == release
     assert releases.current() is None
@@ -78,7 +79,29 @@ def test_another_config_under_the_same_id_and_version_is_refused(releases: Relea
     assert refused.value.code is ReasonCode.CONFIG_INVALID
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b'{"name": "42-3"}', b"[]", None])
+def _with(**changes: object) -> bytes:
+    whole = {
+        "name": "42-3",
+        "config_id": 42,
+        "version": 3,
+        "sha256": config().sha256,
+        "config_name": "main",
+        "runtime_version": None,
+        "secret_keys": [],
+    }
+    kept = {key: value for key, value in {**whole, **changes}.items() if value is not ...}
+    return json.dumps(kept).encode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{}", b'{"name": "42-3"}', b"[]", b"[" * 100_000, None),
+        *(_with(name=42), _with(name="42-4"), _with(name="../42-3"), _with(config_id="42"), _with(version=None)),
+        *(_with(sha256=[]), _with(config_name=1), _with(runtime_version=8), _with(secret_keys=[1])),
+        *(_with(secret_keys="IGGY_A"), _with(secret_keys=...)),
+    ],
+)
 def test_a_damaged_release_is_staged_anew(releases: Releases, folder: Path, damage: bytes | None) -> None:
     releases.stage(config())
     path = folder / "releases" / "42-3" / "release.json"
@@ -87,6 +110,7 @@ def test_a_damaged_release_is_staged_anew(releases: Releases, folder: Path, dama
     else:
         path.write_bytes(damage)
     assert releases.get("42-3") is None
+    assert releases.secret_values() == set()
     assert releases.get(releases.stage(config()).name) is not None
 
 
