@@ -128,7 +128,7 @@ class Runtime:
         try:
             seen = await self.driver.observe()
             probe = await self.probe_once() if seen.running else None
-            release = await self.current()
+            release, damage = await self._current_or_why_not()
         except Rejection as error:
             return self._unknown(activity_id, error.message)
         except Exception:  # a heartbeat goes out whatever is wrong with one runtime
@@ -147,11 +147,11 @@ class Runtime:
             version=release.runtime_version if release else None,
             config_id=release.config_id if release else None,
             config_version=release.version if release else None,
-            drifted=self._drifted(seen, release),
+            drifted=self._drifted(seen, release) if damage is None else None,
             cpu_percent=self._cpu_percent(seen),
             memory_bytes=seen.memory_bytes,
             activity_id=activity_id,
-            message=self.redactor.text(probe.why) if probe and probe.why else None,
+            message=self._message(probe.why if probe else None, damage),
             warnings=self.driver.warnings(),
         )
 
@@ -181,6 +181,16 @@ class Runtime:
         return RuntimeStatus(
             runtime=self.name, driver=self.driver.kind, state=None, activity_id=activity_id, message=message
         )
+
+    async def _current_or_why_not(self) -> tuple[Release | None, str | None]:
+        try:
+            return await self.current(), None
+        except Rejection as error:
+            return None, error.message
+
+    def _message(self, *sentences: str | None) -> str | None:
+        said = [self.redactor.text(sentence) for sentence in sentences if sentence]
+        return "; ".join(said) or None
 
     def _drifted(self, seen: Observation, release: Release | None) -> bool | None:
         if not seen.running:

@@ -157,6 +157,25 @@ async def test_a_status_never_fails(make: Make) -> None:
     assert (await runtime.status(None)).message == "cannot tell how it is: a fault of the agent, see its log"
 
 
+async def test_a_status_tells_how_a_runtime_is_also_when_its_current_config_is_damaged(
+    make: Make, folder: Path
+) -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    port = free_port()
+    runtime = await make(driver, ProbePlan(tcp=f"127.0.0.1:{port}"))
+    await runtime.stage(config())
+    await runtime.switch("42-3")
+    driver.show(RuntimeState.RUNNING, "a", config_sha256=config().sha256)
+    await asyncio.to_thread((folder / "current/release.json").unlink)
+    status = await runtime.status(9)
+    assert (status.state, status.incarnation, status.activity_id) == (RuntimeState.RUNNING, "a", 9)
+    assert (status.config_id, status.config_version, status.version, status.drifted) == (None, None, None, None)
+    assert status.message is not None
+    refused, _, damaged = status.message.partition("; ")
+    assert refused == f"connection refused at 127.0.0.1:{port}"
+    assert damaged.startswith("cannot read the current config of iggy: 42-3 is missing or damaged")
+
+
 async def test_a_log_tail_is_redacted_and_bounded(make: Make) -> None:
     driver = ScriptedDriver()
     runtime = await make(driver)
