@@ -398,7 +398,7 @@ class Daemon:
         every now and then finds the change.
         """
         before: tuple[object, ...] | None = None
-        await self._learn_secrets(runtime)
+        await self._look_at_configs(runtime)
         while True:
             pushed = False
             with contextlib.suppress(TimeoutError):
@@ -408,7 +408,7 @@ class Daemon:
             if pushed and self._lanes is not None and self._lanes.current(runtime.name) is not None:
                 await asyncio.sleep(ACTING_PAUSE)
             try:
-                await self._learn_secrets(runtime)
+                await self._look_at_configs(runtime)
                 seen = await runtime.driver.observe()
             except Rejection as error:
                 after: tuple[object, ...] = (error.code,)
@@ -426,13 +426,14 @@ class Daemon:
                 heartbeat.beat()
             before = after
 
-    async def _learn_secrets(self, runtime: Runtime) -> None:
+    async def _look_at_configs(self, runtime: Runtime) -> None:
         """Say it while the folder of a runtime's configs cannot be read."""
         code = f"{runtime.name}_folder_unreadable"
         try:
-            await runtime.learn_secrets()
+            await runtime.look_at_configs()
         except Rejection as error:
-            message = f"{error.message}; until it can be read, the log of {runtime.name} is not shown"
+            unknown = f"; until it can be read, the log of {runtime.name} is not shown"
+            message = error.message if runtime.knows_secrets else error.message + unknown
             self._conditions.set(code, message, hint=error.hint)
         else:
             self._conditions.clear(code)

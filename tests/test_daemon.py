@@ -60,7 +60,7 @@ class Watched:
         self.beats = asyncio.Event()
         self.runs = asyncio.Event()
 
-    async def learn_secrets(self) -> None:
+    async def look_at_configs(self) -> None:
         """There are none."""
 
     def beat(self) -> None:
@@ -106,6 +106,13 @@ async def test_a_folder_that_cannot_be_read_is_said_and_ends_neither_the_agent_n
         assert said["hint"] == "check the state folder and its permissions"
         states = {runtime["runtime"]: runtime["state"] for runtime in status["runtimes"]}
         assert states == {"iggy": None, "connectors": "stopped"}
+        assert "until it can be read, the log of iggy is not shown" in said["message"]
+        in_the_way.unlink()
+        await _until(daemon, running, lambda status: _condition(status) is None)
+        in_the_way.write_text("in the way again, with all known that is secret")
+        said = _condition(await _until(daemon, running, lambda status: _condition(status) is not None))
+        assert said is not None
+        assert "the log of iggy is not shown" not in said["message"]
         in_the_way.unlink()
         await _until(daemon, running, lambda status: _condition(status) is None)
     finally:

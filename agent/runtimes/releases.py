@@ -192,6 +192,17 @@ class Releases:
                     raise Rejection(ReasonCode.CONFIG_MISSING, msg, hint="reconfigure with a config")
             return values | pointers
 
+    def look(self) -> None:
+        """See that the releases can be read, damaged or not.
+
+        Raises:
+            Rejection: `not_permitted`: the disk does not let them be read.
+        """
+        self.current_name()
+        with self._disk("read the configs"):
+            for _ in self._all():
+                pass
+
     def secret_values(self) -> set[str]:
         """Return the values that must never be shown, of all releases and of the TOML files in them."""
         with self._disk("read the configs"):

@@ -70,7 +70,8 @@ class Runtime:
         self._probe = Probe(plan) if plan else None
         self._worker = Worker(f"releases-{name}")
         self._sample: _Sample | None = None
-        self._knows_secrets = False
+        self.knows_secrets = False
+        """Whether all that is secret in its configs is known: until then its log is not shown."""
 
     async def open(self) -> None:
         """Learn what is secret, then open the driver; never starts or stops anything.
@@ -89,14 +90,23 @@ class Runtime:
         await self._worker.close()
 
     async def learn_secrets(self) -> None:
-        """Learn what is secret in its configs, unless that is known; until then its log is not shown.
+        """Learn what is secret in its configs, unless that is known.
 
         Raises:
             Rejection: They cannot be read.
         """
-        if not self._knows_secrets:
+        if not self.knows_secrets:
             self.redactor.add(await self._worker.run(self.releases.secret_values))
-            self._knows_secrets = True
+            self.knows_secrets = True
+
+    async def look_at_configs(self) -> None:
+        """See that its configs can be read, and learn what is secret in them; a damaged one can be.
+
+        Raises:
+            Rejection: They cannot be read.
+        """
+        await self.learn_secrets()
+        await self._worker.run(self.releases.look)
 
     # --- readiness -----------------------------------------------------------------------------------------------
 

@@ -234,6 +234,33 @@ async def test_while_its_folder_cannot_be_read_it_is_open_and_shows_no_log(make:
     assert await runtime.log_tail(Incarnation("1")) == {"log_tail": ["it was [redacted]"]}
 
 
+async def test_a_folder_that_cannot_be_read_any_more_is_found_by_the_next_look_and_its_log_stays_shown(
+    make: Make, folder: Path
+) -> None:
+    driver = ScriptedDriver()
+    driver.tail = ["a line"]
+    runtime = await make(driver)
+    await runtime.stage(config())
+    await runtime.switch("42-3")
+    await runtime.look_at_configs()
+    for place in (folder, folder / "releases"):
+        aside = await asyncio.to_thread(_put_in_the_way, place)
+        with pytest.raises(Rejection, match=f"cannot read the .* of iggy: .*{place}"):
+            await runtime.look_at_configs()
+        assert runtime.knows_secrets
+        assert await runtime.log_tail(Incarnation("1")) == {"log_tail": ["a line"]}
+        await asyncio.to_thread(_put_back, aside, place)
+        await runtime.look_at_configs()
+
+
+async def test_a_damaged_config_is_no_folder_that_cannot_be_read(make: Make, folder: Path) -> None:
+    runtime = await make(ScriptedDriver())
+    await runtime.stage(config())
+    await runtime.switch("42-3")
+    await asyncio.to_thread((folder / "current/release.json").unlink)
+    await runtime.look_at_configs()
+
+
 async def test_a_process_whose_folder_cannot_be_used_is_adopted_when_it_can(
     make_driver: MakeDriver, steps: Steps, folder: Path
 ) -> None:
