@@ -252,12 +252,15 @@ class DockerDriver:
         async with self._verb:
             if self._is_tidy:
                 return
-            target, left = await self._target(), None
+            wanted, unreadable = await self._wanted()
+            left = None
             try:
                 await self._recreation.drop_unfinished()
                 for _ in range(MOST_STEPS):
                     found = await self._recreation.find()
-                    step = left_over(found, committed=committed, wanted=target.sha256)
+                    if unreadable is not None and (beside := found.new or found.kept) is not None:
+                        raise engine_refusals.kept_for(unreadable, self._name, beside.name)
+                    step = left_over(found, committed=committed, wanted=wanted)
                     if step is None:
                         alone = found.new is None and found.kept is None
                         self._is_tidy = alone and time.monotonic() >= self._tidy_from
@@ -326,6 +329,14 @@ class DockerDriver:
             return Target(None, {}) if release is None else Target(release.sha256, self._releases.environment())
 
         return await self._worker.run(read)
+
+    async def _wanted(self) -> tuple[str | None, Rejection | None]:
+        """Read the checksum of the current release, or why that cannot be known."""
+        try:
+            release = await self._worker.run(self._releases.current)
+        except Rejection as rejection:
+            return None, rejection
+        return None if release is None else release.sha256, None
 
     def _is_other(self, container: Container, target: Target) -> bool:
         return container.name != self._name or container.config_sha256 != target.sha256

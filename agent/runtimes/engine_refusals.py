@@ -56,11 +56,24 @@ def not_tidied(error: EngineError, container: str, left: str | None) -> Rejectio
         container: Its name.
         left: The name of the container beside it that a step was about; None when there was none yet.
     """
-    if left is None or not isinstance(error, RefusedError) or error.status == 403:
-        return rejection(error, f"tidy up beside {container}", container, None)
-    message = f"cannot put {left} away, which a recreation of {container} left: the Engine refused it: {error}"
+    if left is None:
+        return rejection(error, f"see whether a recreation of {container} left a container", container, None)
+    doing = _putting_away(container, left)
+    if not isinstance(error, RefusedError) or error.status == 403:
+        return rejection(error, doing, container, None)
+    message = f"cannot {doing}: the Engine refused it: {error}"
     hint = f"docker inspect {left} says more; the agent tries again by itself"
     return Rejection(ReasonCode.DRIVER_UNAVAILABLE, message[:_LONGEST_TEXT], hint=hint)
+
+
+def kept_for(unreadable: Rejection, container: str, left: str) -> Rejection:
+    """Make the rejection of tidying up while it cannot be told which container the current config is for."""
+    message = f"cannot {_putting_away(container, left)}: {unreadable.message}"
+    return Rejection(unreadable.code, message, hint=unreadable.hint)
+
+
+def _putting_away(container: str, left: str) -> str:
+    return f"put {left} away, which a recreation of {container} left"
 
 
 def missing(doing: str, container: str) -> Rejection:

@@ -393,10 +393,10 @@ class ProcessDriver:
             self._log.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 
     def _tail(self, incarnation: Incarnation, max_bytes: int) -> list[str]:
-        last, _ = self._files.last_run()
-        latest = last is not None and last.incarnation == incarnation
         try:
             with disk.explained(f"read the log of {self._runtime}", otherwise=ReasonCode.DRIVER_UNAVAILABLE):
+                last, _ = self._files.last_run()
+                latest = last is not None and last.incarnation == incarnation
                 return self._log.tail(incarnation, latest=latest, max_bytes=max_bytes)
         except logfile.RunNotInLogError:
             msg = f"cannot read the log of {self._runtime}: no line of that run is left in it"

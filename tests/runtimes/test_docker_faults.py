@@ -11,11 +11,13 @@ from typing import NoReturn
 import pytest
 
 from agent.errors import Rejection
-from agent.protocol import ReasonCode
+from agent.protocol import ReasonCode, RuntimeName
 from agent.runtimes.docker import DockerDriver
 from agent.runtimes.driver import Step
 from agent.runtimes.engine import THREADS
+from agent.runtimes.releases import Releases
 from tests.fakes.engine import KEPT, FakeEngine, fake_engine
+from tests.runtimes.configs import config
 from tests.runtimes.conftest import Steps, eventually
 from tests.runtimes.engine_rig import DEAF, RealEngine, a_name, driver_of, running_engine, settled_as
 
@@ -149,6 +151,54 @@ async def test_a_kept_container_that_cannot_be_removed_is_named_with_the_next_st
     assert caught.value.hint == "docker inspect iggy.iggy-agent-kept says more; the agent tries again by itself"
     fake.kept = ""
     await driver.tidy(None)
+
+
+def _lose_a_file_of_the_current_config(folder: Path) -> None:
+    releases = Releases(folder, RuntimeName.IGGY)
+    releases.switch(releases.stage(config(files={"config.toml": ""})).name)
+    (folder / "current/files/config.toml").unlink()
+
+
+async def test_a_damaged_current_config_leaves_nothing_to_tidy_up_where_no_container_is_left(
+    fake: FakeEngine, driver: DockerDriver, folder: Path
+) -> None:
+    await asyncio.to_thread(_lose_a_file_of_the_current_config, folder)
+    await driver.tidy(None)
+    looked = fake.calls.count("json")
+    await asyncio.to_thread((folder / "current/release.json").unlink)
+    await driver.tidy(None)
+    assert fake.calls.count("json") == looked, "nothing was left"
+
+
+async def test_a_container_that_is_left_is_named_while_a_damaged_config_keeps_it(
+    fake: FakeEngine, driver: DockerDriver, folder: Path
+) -> None:
+    await asyncio.to_thread(_lose_a_file_of_the_current_config, folder)
+    await asyncio.to_thread((folder / "current/release.json").unlink)
+    fake.kept = "iggy.iggy-agent-kept"
+    with pytest.raises(Rejection, match=r"cannot put iggy\.iggy-agent-kept away, .* 42-3 is missing or dam") as caught:
+        await driver.tidy(None)
+    assert caught.value.hint == "reconfigure with a config"
+    fake.kept = ""
+    await driver.tidy(None)
+    looked = fake.calls.count("json")
+    await driver.tidy(None)
+    assert fake.calls.count("json") == looked
+
+
+async def test_while_the_engine_is_away_it_is_said_that_it_cannot_be_seen_whether_anything_is_left(
+    fake: FakeEngine, driver: DockerDriver
+) -> None:
+    fake.hangs.add("json")
+    with pytest.raises(Rejection, match="cannot see whether a recreation of iggy left a container: the Docker Engine"):
+        await driver.tidy(None)
+    fake.hangs.clear()
+    fake.kept = "iggy.iggy-agent-kept"
+    fake.hangs.add(KEPT)
+    with pytest.raises(
+        Rejection, match=r"cannot put iggy\.iggy-agent-kept away, .*: the Docker Engine cannot be asked"
+    ):
+        await driver.tidy(None)
 
 
 async def test_a_start_that_hangs_is_not_made_again_by_itself(

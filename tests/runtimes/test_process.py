@@ -349,6 +349,22 @@ async def test_a_runtime_that_closes_the_lock_is_still_running_and_not_started_t
     assert (await other.stop(steps)).calls == (Call.STOP,)
 
 
+async def test_a_disk_that_does_not_let_the_last_run_be_read_is_no_fault_in_reading_its_log(
+    make_driver: MakeDriver, steps: Steps, folder: Path
+) -> None:
+    driver = await make_driver()
+    await driver.start(steps)
+    seen = await driver.observe()
+    record = folder / "process.json"
+    aside = await asyncio.to_thread(record.rename, folder / "aside")
+    await asyncio.to_thread(record.mkdir)
+    with pytest.raises(Rejection, match=f"cannot read the log of iggy: Is a directory: {record}") as refused:
+        await driver.log_tail(seen.incarnation, max_bytes=1000)
+    assert refused.value.code is ReasonCode.DRIVER_UNAVAILABLE
+    await asyncio.to_thread(record.rmdir)
+    await asyncio.to_thread(aside.rename, record)
+
+
 async def test_the_log_tail_is_that_of_one_run_without_colours(make_driver: MakeDriver, steps: Steps) -> None:
     driver = await make_driver(("sh", "-c", r"printf '\033[32mfirst\033[0m line\nsecond'; sleep 60"))
     assert await driver.log_tail(None, max_bytes=1000) == []
