@@ -152,7 +152,7 @@ class Releases:
         """Return since when `current` has been what it is, in seconds since the epoch; None when there is none.
 
         The kernel writes down the change of a renamed link's name: its ctime, on a clock a few milliseconds behind. The
-        same of the release's folder tells when a damaged one was mended: what began before it, began without that.
+        same of the release's folder tells when a damaged one was mended: what began before may lack what was lost.
         """
         try:
             return max(self._current.lstat().st_ctime, self._current.stat().st_ctime)
