@@ -173,6 +173,8 @@ async def _again(work: Work, call: JournaledCall, decision: Decision, seen: Obse
     """Make the call again where the decision says so; returns the run that must not be the one seen ready."""
     driver = work.runtime.driver
     match decision:
+        case Decision.WAIT if work.action.verb is Verb.START:
+            return None  # A that was on its way up is what a start waits for
         case Decision.WAIT:
             return _a_if_running(call)
         case Decision.RUN if work.action.verb is not Verb.START:

@@ -12,9 +12,9 @@ from agent.activities.work import Work
 from agent.conditions import Conditions
 from agent.errors import Rejection
 from agent.journal import RowState
-from agent.protocol import ReasonCode, ReportStatus, RuntimeState
+from agent.protocol import ReasonCode, ReportStatus, RuntimeState, Verb
 from agent.runtimes.driver import Call, Observation, Outcome, Recorder
-from tests.activities.conftest import Bench, make_config, open_journal, until
+from tests.activities.conftest import BOOT, Bench, make_config, open_journal, until
 
 NEVER = 10**6
 
@@ -94,6 +94,20 @@ async def test_a_run_that_began_and_ended_meanwhile_is_start_failed(bench: Bench
     assert (row.reason.code, "exit code 7" in row.reason.message) == (ReasonCode.START_FAILED, True)
     assert row.evidence["recovery"]["decision"] == "start_failed"
     assert bench.world.began == 1
+
+
+async def test_a_start_is_completed_by_the_run_that_was_on_its_way_up_when_it_was_called(bench: Bench) -> None:
+    """A boot or an operator had begun it: the call joined that, and the run that is A now is the one it waits for."""
+    activity_id = await bench.dispatch("start")
+    assert await bench.journal.start(activity_id, Verb.START)
+    await bench.journal.record(
+        activity_id, Call.START, decisive=True, running=True, incarnation="run-1", boot_id=BOOT, detail={}
+    )
+    bench.world.begin()
+    await bench.run()
+    row = await bench.finished(activity_id)
+    assert (row.status, row.evidence["recovery"]["decision"]) == (ReportStatus.COMPLETED, "wait")
+    assert (bench.world.began, bench.world.ended) == (1, 0)
 
 
 async def test_a_stop_after_which_somebody_started_it_again_has_an_unknown_outcome(bench: Bench) -> None:
