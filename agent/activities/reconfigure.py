@@ -18,7 +18,7 @@ from agent.runtimes.driver import Call, Incarnation, Observation, Step
 from agent.runtimes.runtime import Runtime
 
 REST_PATIENCE = 2.0
-"""Seconds that going back waits for a runtime on its way to come to rest, before it restarts it all the same."""
+"""Seconds that a runtime on its way is waited for to come to rest, before it is restarted all the same."""
 
 
 async def check(runtime: Runtime, activity: Activity, config_id: int | None) -> Config:
@@ -95,12 +95,23 @@ async def reconfigure(work: Work) -> Result:
         detail = {"from": current.name if current else "none", "to": release.name}
         await work.record(Step(Call.SWITCH, detail=detail))
         await runtime.switch(release.name)
-    seen = await work.at_rest()
-    if not seen.running and not _restart_was_begun(work):
+    seen = await _at_rest_or_coming_up(work)
+    if seen.at_rest and not seen.running and not _restart_was_begun(work):
         return await _applied(work, seen, committed=KEEP)
     outcome = await runtime.driver.restart(work.record)
     work.note(outcome)
     return await finish_forward(work, not_this=outcome.replaced)
+
+
+async def _at_rest_or_coming_up(work: Work) -> Observation:
+    """Wait until it comes to rest; one that is still on its way up then is not stopped: a crash loop never rests."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REST_PATIENCE):
+                return await work.at_rest()
+        seen = await work.runtime.driver.observe()
+        if seen.state is not RuntimeState.STOPPING:
+            return seen
 
 
 async def finish_forward(work: Work, *, not_this: Incarnation | None) -> Result:
