@@ -123,7 +123,22 @@ class Lane:
                 await self._survive(row, self._take_up(row))
 
     async def _set_up(self) -> None:
-        self._not_set_up = bool(await self._on_recovered(self.runtime))
+        try:
+            self._not_set_up = bool(await self._on_recovered(self.runtime))
+        except Exception as error:  # noqa: BLE001 - what fails between two activities ends no lane
+            self._say_fault(f"{self.runtime.name}_not_started", "set up", error)
+            self._not_set_up = True
+
+    def _say_fault(self, code: str, deed: str, error: Exception) -> None:
+        """Say that a fault of the agent keeps something from being done; its traceback is logged when that begins."""
+        name = self.runtime.name
+        if code not in self._conditions:
+            log.error("lane.fault", runtime=name, deed=deed, error=repr(error), exc_info=error)
+        self._conditions.set(
+            code,
+            f"cannot {deed} {name}: {type(error).__name__}",
+            hint="this is a fault of the agent; its log has the traceback",
+        )
 
     async def _wait_for_work(self) -> None:
         """Wait until there may be something to do; meanwhile try again to set up and to tidy up, if that failed."""
@@ -319,6 +334,9 @@ class Lane:
             self._untidy = True
         except Rejection as rejection:
             self._conditions.set(self._untidy_code, rejection.message, hint=rejection.hint)
+            self._untidy = True
+        except Exception as error:  # noqa: BLE001 - as in `_set_up`
+            self._say_fault(self._untidy_code, "tidy up", error)
             self._untidy = True
         else:
             self._conditions.clear(self._untidy_code)

@@ -5,11 +5,13 @@ from typing import Any, NoReturn
 
 import pytest
 
+from agent.activities import lanes as lanes_module
 from agent.activities import reconfigure
 from agent.activities.work import Work
 from agent.errors import Rejection
 from agent.protocol import ReasonCode, ReportStatus, Verb
 from agent.runtimes.driver import Call
+from agent.runtimes.runtime import Runtime
 from tests.activities.conftest import BOOT, Bench, make_config, until
 
 
@@ -174,6 +176,54 @@ async def test_a_fault_in_looking_for_a_later_action_fails_no_action(
     await asyncio.wait_for(looked.wait(), 10)
     bench.world.ready = True
     assert (await bench.finished(activity_id)).status is ReportStatus.COMPLETED
+
+
+async def test_a_fault_in_tidying_up_ends_no_lane_and_is_said_until_it_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    fails, tries = True, 0
+
+    async def tidy(_committed: str | None) -> None:
+        nonlocal tries
+        tries += 1
+        if fails:
+            no_thread()
+
+    monkeypatch.setattr(bench.driver, "tidy", tidy)
+    await bench.run()
+    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+    await until(lambda: _is(tries >= 4), what="it was tried again")
+    (condition,) = bench.conditions.all()
+    assert (condition.code, condition.message) == ("iggy_not_tidied", "cannot tidy up iggy: RuntimeError")
+    assert capsys.readouterr().out.count("lane.fault") == 1
+    fails = False
+    await until(lambda: _is("iggy_not_tidied" not in bench.conditions), what="it is tidied up")
+    assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED
+
+
+async def test_a_fault_in_starting_an_owned_runtime_ends_no_lane_and_it_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    fails, tries, set_up = True, 0, False
+
+    async def start(_runtime: Runtime) -> bool:
+        nonlocal tries, set_up
+        tries += 1
+        if fails:
+            no_thread()
+        set_up = True
+        return False
+
+    bench.on_recovered = start
+    await bench.run()
+    await until(lambda: _is(tries >= 3), what="it was tried again")
+    (condition,) = bench.conditions.all()
+    assert (condition.code, condition.message) == ("iggy_not_started", "cannot set up iggy: RuntimeError")
+    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+    fails = False
+    await until(lambda: _is(set_up), what="it is set up")
 
 
 async def _is(value: bool) -> bool:
