@@ -72,7 +72,13 @@ async def recover(work: Work, conditions: Conditions) -> Verdict:
 
 
 async def _recover_back(work: Work, decision: GoingBack, conditions: Conditions) -> Verdict:
-    """Go back, also from a crash loop, which never comes to rest: going back is what ends it."""
+    """Go back, also from a crash loop, which never comes to rest: going back is what ends it.
+
+    One that was superseded only waited for readiness, with no call under way that could come after what it does now: it
+    goes back at once, so that what superseded it does not wait for a crash loop.
+    """
+    if decision.superseded:
+        return await _backward(work, decision, lambda: reconfigure.go_back(work, decision))
     seen = None
     try:
         seen = await resume.settle(work, conditions)

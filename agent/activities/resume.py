@@ -107,7 +107,7 @@ async def resume_back(work: Work, going_back: GoingBack, seen: Observation | Non
         seen: The runtime, settled; None when it never came to rest, as a crash loop does not.
     """
     call = work.row.decisive_call()
-    if going_back.superseded or call is None:
+    if call is None:
         return await reconfigure.go_back(work, going_back)
     if seen is None:  # runs came and went since A
         return await reconfigure.finish_back(work, going_back, _a_if_running(call))

@@ -394,7 +394,11 @@ async def test_a_run_that_ended_after_the_rollbacks_start_is_a_failed_rollback(b
     assert (await bench.current(), bench.world.began) == (None, 3)
 
 
-async def test_a_crash_after_the_decision_of_a_superseded_reconfigure_only_switches_back(bench: Bench) -> None:
+@pytest.mark.parametrize("settles", ["it does", "never", "a fault"])
+async def test_a_crash_after_the_decision_of_a_superseded_reconfigure_only_switches_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settles: str
+) -> None:
+    """It has no call under way; what came after it, and may end a crash loop, does not wait for that."""
     bench.world.begin()
     await bench.run()
     bench.world.ready = False
@@ -407,6 +411,14 @@ async def test_a_crash_after_the_decision_of_a_superseded_reconfigure_only_switc
     await until(waits, what="the reconfigure waits for readiness")
     await bench.dispatch("stop")
     await die_after_the_decision(bench, activity_id)
+
+    async def settle() -> Observation:
+        if settles == "never":
+            await asyncio.sleep(NEVER)
+        raise ZeroDivisionError
+
+    if settles != "it does":
+        monkeypatch.setattr(bench.driver, "settle", settle)
     await bench.start_again(listed=False)
     row = await bench.finished(activity_id)
     assert row.reason is not None
