@@ -33,17 +33,15 @@ class Verdict:
         return cls(ReportStatus.COMPLETED, None, result.changed, result.evidence, result.committed)
 
     @classmethod
-    def cut_short(cls, row: Row, fault: Rejection) -> "Verdict":
-        """Make the verdict of an action that a fault of the agent ended, with what the journal knows was done."""
+    def refused(cls, row: Row, rejection: Rejection) -> "Verdict":
+        """Make the verdict of what is not carried out, or no further, with what the journal knows was done."""
         calls = [call.call for call in row.calls]
-        return cls(ReportStatus.REJECTED, fault.reason(), bool(calls), {"calls": calls})
+        return cls(ReportStatus.REJECTED, rejection.reason(), bool(calls), {**rejection.evidence, "calls": calls})
 
     @classmethod
-    def rejected(cls, rejection: Rejection, work: Work | None = None) -> "Verdict":
-        """Make the verdict of an action that failed or was refused."""
-        evidence = rejection.evidence if work is None else work.all_evidence(rejection.evidence)
-        changed = work is not None and work.changed
-        return cls(ReportStatus.REJECTED, rejection.reason(), changed, evidence)
+    def rejected(cls, rejection: Rejection, work: Work) -> "Verdict":
+        """Make the verdict of an action that failed."""
+        return cls(ReportStatus.REJECTED, rejection.reason(), work.changed, work.all_evidence(rejection.evidence))
 
 
 async def carry_out(work: Work) -> Verdict:

@@ -170,7 +170,7 @@ class Lane:
             if row.state is RowState.STARTED and not is_recovery:
                 await self._survive(row, self._recover_row(row), is_recovery=True)
             else:
-                await self._finish(row, Verdict.cut_short(row, fault), recovered=is_recovery)
+                await self._refuse(row, fault, recovered=is_recovery)
 
     async def _next(self) -> Row | None:
         while not self._stopping and self._permitted():
@@ -231,13 +231,16 @@ class Lane:
             await self._journal.know_runtime(self.runtime.name, current=current)
 
     async def _refuse(self, row: Row, rejection: Rejection, *, recovered: bool = False) -> None:
-        """Finish what has had no effect; a reconfigure states its three facts here too."""
+        """Finish what is not carried out, or no further; a reconfigure states its three facts here too."""
         if row.action.startswith(Verb.RECONFIGURE) and "outcome" not in rejection.evidence:
-            unknown = rejection.code is ReasonCode.OUTCOME_UNKNOWN
+            unknown = row.calls or row.uncertain or rejection.code is ReasonCode.OUTCOME_UNKNOWN
             config = row.activity.config if row.activity else None
             outcome = None if unknown else ReconfigureOutcome.NOT_APPLIED
-            rejection.evidence.update(await reconfigure.facts(self.runtime, config, outcome))
-        await self._finish(row, Verdict.rejected(rejection), recovered=recovered)
+            try:
+                rejection.evidence.update(await reconfigure.facts(self.runtime, config, outcome))
+            except Exception:  # the report goes out without them
+                log.exception("activity.facts_missing", activity_id=row.id)
+        await self._finish(row, Verdict.refused(row, rejection), recovered=recovered)
 
     def _refuse_expired(self, row: Row) -> None:
         expires_at = row.activity.expires_at if row.activity else None

@@ -6,6 +6,8 @@ was carried out before.
 
 from typing import Any
 
+import structlog
+
 from agent.activities.execution import Verdict
 from agent.activities.work import Result
 from agent.errors import Rejection
@@ -13,9 +15,11 @@ from agent.journal import Row
 from agent.protocol import Action, ReasonCode, RuntimeState, Verb
 from agent.runtimes.runtime import Runtime
 
+log = structlog.get_logger(__name__)
+
 
 async def judge_uncertain(runtime: Runtime, action: Action, row: Row) -> Verdict:
-    """Judge an activity by what is seen, without any effect.
+    """Judge an activity by what is seen, without any effect; what it is known to have done is told.
 
     Raises:
         Rejection: `outcome_unknown`, unless a start or a stop is seen to be true already.
@@ -29,8 +33,13 @@ async def judge_uncertain(runtime: Runtime, action: Action, row: Row) -> Verdict
     except Rejection as rejection:
         evidence["after"] = {"unreadable": rejection.message}
         ready = down = False
+    except Exception:  # what the agent cannot look at it does not know, whatever keeps it from that
+        log.exception("activity.look_failed", activity_id=row.id)
+        evidence["after"] = {"unreadable": "cannot look at it: a fault of the agent, see its log"}
+        ready = down = False
     if ready or down:
-        return Verdict.completed(Result(changed=False, evidence=evidence))
+        evidence["calls"] = [call.call for call in row.calls]
+        return Verdict.completed(Result(changed=bool(row.calls), evidence=evidence))
     raise Rejection(
         ReasonCode.OUTCOME_UNKNOWN,
         f"cannot tell whether activity {row.id} was carried out: the journal that knew is lost; it is not done again",

@@ -99,18 +99,27 @@ async def test_what_a_fault_outside_of_the_action_cut_short_is_recovered_as_afte
     assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED
 
 
+@pytest.mark.parametrize(("action", "calls"), [
+    ("restart", ["stop", "start"]),
+    ("reconfigure:7", ["switch", "stop", "start"]),
+])  # fmt: skip
 async def test_a_fault_that_recovery_runs_into_as_well_is_reported_with_the_calls(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, action: str, calls: list[str]
 ) -> None:
     bench.world.begin()
     await bench.run()
     blind_from(bench, Call.START)
     monkeypatch.setattr(Work, "explain", never_looks)
-    row = await bench.finished(await bench.dispatch("restart"))
+    more: dict[str, Any] = {"config": make_config(7)} if action.startswith("reconfigure") else {}
+    row = await bench.finished(await bench.dispatch(action, **more))
     assert row.reason is not None
     assert (row.reason.code, row.changed, row.recovered) == (ReasonCode.INTERNAL, True, True)
-    assert row.evidence["calls"] == ["stop", "start"]
+    assert row.evidence["calls"] == calls
     assert bench.world.running is None
+    if more:
+        assert row.evidence["attempted"]["config_id"] == 7
+        assert row.evidence["outcome"] is None
+        assert row.evidence["running"]["current"]["config_id"] == 7
 
 
 @pytest.mark.parametrize(("going_back", "code"), [(False, "internal"), (True, "rollback_failed")])

@@ -75,6 +75,26 @@ async def test_a_runtime_that_cannot_be_read_leaves_the_outcome_unknown(bench: B
     assert row.evidence["after"]["unreadable"].startswith("cannot look")
 
 
+@pytest.mark.parametrize("action", ["stop", "reconfigure:5"])
+async def test_a_fault_in_looking_at_it_leaves_the_outcome_unknown_as_well(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    async def never_looks() -> Observation:
+        raise ZeroDivisionError
+
+    await lose_the_journal(bench)
+    more: dict[str, Any] = {"config": make_config(5)} if action.startswith("reconfigure") else {}
+    activity_id = await bench.dispatch(action, **more)
+    monkeypatch.setattr(bench.driver, "observe", never_looks)
+    await bench.run()
+    await bench.list_again()
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert row.reason.code == ReasonCode.OUTCOME_UNKNOWN
+    assert row.evidence["after"] == {"unreadable": "cannot look at it: a fault of the agent, see its log"}
+    assert row.evidence.get("outcome") is None
+
+
 async def test_what_is_dispatched_after_the_loss_is_carried_out(bench: Bench) -> None:
     await lose_the_journal(bench)
     await bench.run()
@@ -103,6 +123,7 @@ async def test_what_an_old_copy_holds_as_begun_without_its_decisive_call_is_not_
     row = await bench.finished(activity_id)
     assert row.reason is not None
     assert (row.reason.code, row.recovered) == (ReasonCode.OUTCOME_UNKNOWN, True)
+    assert (row.changed, row.evidence["calls"]) == (True, ["stop"])
     assert (bench.world.began, bench.world.ended) == (1, 0)
 
 
@@ -165,6 +186,19 @@ async def test_what_an_old_copy_holds_as_begun_in_an_earlier_boot_is_not_done_ag
     assert row.reason is not None
     assert (row.reason.code, row.recovered) == (ReasonCode.OUTCOME_UNKNOWN, True)
     assert (bench.world.began, bench.world.ended) == (began, ended)
+
+
+async def test_what_is_true_already_is_completed_with_what_an_old_copy_knows_was_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "COMPARE_PATIENCE", 10)
+    activity_id = await begun_in(bench, "an earlier boot", "start")
+    bench.world.begin()
+    await bench.run()
+    await put_an_old_copy_back(bench)
+    row = await bench.finished(activity_id)
+    assert (row.status, row.recovered) == (ReportStatus.COMPLETED, True)
+    assert (row.changed, row.evidence["calls"]) == (True, ["start"])
 
 
 @pytest.mark.parametrize("begun", ["not at all", "in an earlier boot"])
