@@ -374,7 +374,7 @@ class Lane:
             try:
                 return await self._journal.get(row.id) or row
             except JournalError:
-                await asyncio.sleep(WRITE_AGAIN)
+                await self._pause()
 
     async def _finish(self, row: Row, verdict: Verdict, *, recovered: bool = False, seconds: float = 0.0) -> None:
         """Write the verdict, however long it takes: an activity is not over before its report is durable."""

@@ -15,6 +15,7 @@ from agent.activities import resume
 from agent.activities.lanes import Lanes
 from agent.conditions import Conditions
 from agent.journal import Journal, Row, RowState
+from agent.progress import Progress
 from agent.protocol import RuntimeName, config_sha256
 from agent.redaction import Redactor
 from agent.runtimes.probe import ProbeResult
@@ -70,6 +71,7 @@ class Bench:
     patience: float = 10.0
     """Seconds that a test waits for what has to come."""
     on_recovered: Callable[[Runtime], Awaitable[bool | None]] = field(default=lambda _: asyncio.sleep(0))
+    progress: Progress = field(default_factory=Progress)
     lanes: Lanes | None = None
     task: asyncio.Task[None] | None = None
     listed: list[dict[str, Any]] = field(default_factory=list)
@@ -120,6 +122,7 @@ class Bench:
             permitted=lambda: self.permitted,
             conditions=self.conditions,
             on_recovered=self.on_recovered,
+            progress=self.progress,
         )
         self.task = asyncio.create_task(self.lanes.run())
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import itertools
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from agent import progress as progress_module
 from agent.activities import lanes as lanes_module
 from agent.activities import reconfigure
 from agent.errors import JournalError, Rejection
@@ -182,6 +183,33 @@ async def test_a_journal_that_cannot_be_written_for_a_while_loses_and_repeats_no
     assert failures == 0 or method in {"queue", "get"}
     assert row.status is ReportStatus.COMPLETED
     assert (bench.world.began, bench.world.ended) == (2, 1)
+
+
+async def test_a_lane_that_waits_for_a_journal_that_cannot_be_read_is_not_stuck(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "WRITE_AGAIN", 0.01)
+    now, tries, late = 0.0, 0, set[str]()
+    monkeypatch.setattr(progress_module, "monotonic", lambda: now)
+
+    async def fail(*_args: object, **_options: object) -> NoReturn:
+        msg = "cannot use the journal: the disk is away"
+        raise JournalError(msg)
+
+    async def fail_for_long(*_args: object) -> NoReturn:
+        nonlocal now, tries
+        late.update(bench.progress.late())
+        now += lanes_module.LONGEST_STEP / 2
+        tries += 1
+        await fail()
+
+    await bench.run()
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.journal, "record", fail)
+        broken.setattr(bench.journal, "get", fail_for_long)
+        await bench.dispatch("start")
+        await until(lambda: asyncio.sleep(0, tries >= 20), what="it was tried for long")
+    assert late == set()
 
 
 @pytest.mark.parametrize("action", ["restart", "reconfigure:7"])
