@@ -296,9 +296,9 @@ class Lane:
                 async with asyncio.timeout(COMPARE_PATIENCE):
                     await self._journal.compared.wait()
             row = await self._reread(row)
-        action = parse_action(row)
         config = row.activity.config if row.activity else None
         try:
+            action = parse_action(row)
             if row.uncertain or (row.from_old_copy and not resume.told_by_a(row)):
                 await self._finish(row, await judge_uncertain(self.runtime, action, row), recovered=True)
                 return

@@ -194,6 +194,15 @@ async def test_what_was_started_and_not_called_is_looked_at_for_its_expiry_again
     assert (row.reason.code, bench.world.began) == (ReasonCode.EXPIRED, 0)
 
 
+async def test_what_was_begun_by_an_agent_that_knew_more_actions_is_told_as_unknown(bench: Bench) -> None:
+    activity_id = await bench.dispatch("drain")
+    assert await bench.journal.start(activity_id, Verb.STOP)
+    await bench.run()
+    row = await bench.finished(activity_id)
+    assert row.reason is not None
+    assert (row.reason.code, row.recovered) == (ReasonCode.UNKNOWN_ACTION, True)
+
+
 async def test_what_was_begun_is_finished_also_after_its_expiry(bench: Bench) -> None:
     bench.world.begin()
     await bench.run()
