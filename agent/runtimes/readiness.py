@@ -81,8 +81,8 @@ class Wait:
                 seen = await self._observe()
                 if seen is not None and seen.running and (ready := await self._try(seen)):
                     return ready
-                if over:
-                    raise self._late(seen)
+                if over:  # looked at anew: during the last attempt the run may have ended, or another one begun
+                    raise self._late(await self._observe())
                 await asyncio.wait({change}, timeout=self._next_pause())
 
     @asynccontextmanager

@@ -222,6 +222,36 @@ async def test_a_run_that_is_replaced_during_the_last_probe_is_not_the_one_that_
     assert ready.observation.incarnation == "b"
 
 
+@pytest.mark.parametrize(("state", "run", "why"), [
+    (RUNNING, "b", "it ended by itself again and again"),
+    (STOPPED, "a", "it ended by itself while starting"),
+])  # fmt: skip
+async def test_a_run_that_ends_during_the_last_probe_when_the_time_is_over_is_start_failed(
+    state: RuntimeState, run: str, why: str
+) -> None:
+    driver = ScriptedDriver(DriverKind.DOCKER)
+    driver.show(RUNNING, "a")
+    driver.pushes = False
+    ready_timeout, asked = 0.25, 0
+
+    async def ping(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(ready_timeout)
+            return web.Response(status=503)
+        if asked == 3:
+            driver.show(state, run)
+        return web.Response(text="pong")
+
+    async with serving(ping=ping) as url:
+        error = await rejected(driver, http=f"{url}/ping", stable_for=0.05, ready_timeout=ready_timeout)
+    assert asked == 3
+    assert (error.code, error.message) == (ReasonCode.START_FAILED, f"cannot start iggy: {why}")
+    assert error.evidence["after"]["state"] == state
+    assert error.evidence["after"]["incarnation"] == run
+
+
 async def test_a_missing_runtime_is_start_failed() -> None:
     driver = ScriptedDriver()
     driver.show(RuntimeState.MISSING)
