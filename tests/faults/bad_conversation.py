@@ -261,5 +261,6 @@ async def conversation(ground: Ground, budget: Budget, tally: Tally) -> None:
                 for _ in range(count):
                     await last(node, ground, tally)
             except (AssertionError, TimeoutError) as error:
+                error.add_note(node.lately())
                 error.add_note(node.agent.tail())
                 tally.fail("a bad Supervisor", error)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -112,6 +113,12 @@ class ScriptedNode:
             return condition in (await self.conditions() or [])
 
         await until(shown, f"the agent shows {condition}", every=0.02)
+
+    def lately(self) -> str:
+        """Tell what the agent asked last, and how many seconds ago."""
+        now = time.monotonic()
+        asked = (f"{now - one.at:.1f} s ago: {one.path} {one.query}" for one in self.supervisor.requests[-20:])
+        return "\n".join(("the agent's last calls:", *asked))
 
     def number(self) -> int:
         """Return a sequence that was not used before."""
