@@ -319,8 +319,8 @@ class ActivityList(Message):
     """The answer to `GET activities`; items are kept raw, so that one bad item does not hide the good ones."""
 
     items: list[Any]
-    last: Annotated[int, Field(ge=0, le=MAX_ID)] = 0
-    """The highest sequence that this node was ever given."""
+    last: Annotated[int, Field(ge=0, le=MAX_ID)] | None = None
+    """The highest sequence that this node was ever given; None when the answer does not say."""
     revision: Annotated[int, Field(ge=0, le=MAX_REVISION)] = 0
     """The highest Journal-Revision that this node ever sent."""
 

@@ -105,18 +105,18 @@ class Journal(JournalFile):
         ids = await self._read("sweep", lambda connection: [row["id"] for row in connection.execute(statement)])
         return SweepToken(frozenset(ids))
 
-    async def take(self, items: Sequence[Any], *, sweep: SweepToken | None, last: int = 0) -> Taken:
+    async def take(self, items: Sequence[Any], *, sweep: SweepToken | None, last: int | None = None) -> Taken:
         """Journal the items of one answer, each by itself, in one transaction.
 
         Args:
             items: As they came, raw JSON values.
             sweep: The sweep that the answer belongs to; None for a poll.
-            last: The highest sequence that the Supervisor ever gave, as the same answer says; 0 when it does not.
+            last: The highest sequence that the Supervisor ever gave, as the same answer says; None when it does not.
         """
         reserve = self._database.reserve
 
         def take_in(connection: sqlite3.Connection, *, refusing: bool = False) -> tuple[Taken, intake.Page]:
-            page = intake.Page(last or MAX_ID)
+            page = intake.Page(MAX_ID if last is None else last)
             return intake.take(connection, items, page, no_space=refusing), page
 
         def refuse(connection: sqlite3.Connection) -> tuple[Taken, intake.Page]:

@@ -155,7 +155,7 @@ class Receiver:
             if await self._outdated(answer.revision):
                 return None
             self._note(await self._journal.take(answer.items, sweep=token, last=answer.last))
-            last = max(last, answer.last)
+            last = max(last, answer.last or 0)
             further = page_past(answer.items, after)
             if further > after:
                 after = further

@@ -122,6 +122,13 @@ async def test_a_sequence_above_what_was_ever_given_is_answered_and_moves_no_cur
     assert not (await node.row(4)).uncertain
 
 
+async def test_where_nothing_was_ever_given_no_sequence_moves_the_cursor(node: Node) -> None:
+    """It would hide from the polls all that comes, for good: the cursor is kept."""
+    await node.journal.take([activity(1, sequence=MAX_ID)], sweep=None, last=0)
+    assert node.journal.cursor == 0
+    assert await node.states() == {1: "received"}
+
+
 async def test_an_author_that_no_database_can_hold_is_left_out(node: Node) -> None:
     assert await node.take(activity(1, author_id=2**70), activity(2, author_id=None)) == Taken(new=2)
     assert [(await node.row(number)).author_id for number in (1, 2)] == [None, None]

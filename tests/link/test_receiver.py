@@ -401,6 +401,19 @@ async def test_a_revision_that_no_journal_could_go_on_from_is_not_taken_over(
     assert node.effects == [activity(1)["id"]]
 
 
+async def test_a_sequence_of_an_answer_that_says_that_none_was_given_hides_nothing_from_the_polls(
+    node: Node, supervisor: FakeSupervisor
+) -> None:
+    bad = activity(1) | {"sequence": BIG}
+    supervisor.script("activities", altered(lambda answer: {**answer, "items": [bad], "last": 0}))
+    receiver = node.receiver()
+    async with running(receiver.run(), node.lane(), node.reporter().run()):
+        await eventually(lambda: receiver.sweeps >= 1)
+        await supervisor.dispatch(activity(2))
+        await eventually(lambda: activity(2)["id"] in supervisor.reports)
+    assert node.journal.cursor == 2
+
+
 async def test_a_revision_that_never_stops_growing_is_no_hot_loop(node: Node, supervisor: FakeSupervisor) -> None:
     count = 0
 
