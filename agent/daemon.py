@@ -175,7 +175,7 @@ class Daemon:
     async def _stuck(self) -> list[str]:
         """Name the loops that do not go round, and the journal if its thread does not answer."""
         stuck = self._progress.late()
-        if self._journal is not None:
+        if self._journal is not None and self._journal.rescue.damage is None:  # a disk may take its time to give pages
             try:
                 async with asyncio.timeout(JOURNAL_ANSWERS_WITHIN):
                     await self._journal.counts()

@@ -10,8 +10,9 @@ from pydantic import SecretStr
 from agent import daemon as daemon_module
 from agent.activities.owned import OwnedRuntimes
 from agent.daemon import Daemon
-from agent.errors import JournalError
+from agent.errors import JournalDamagedError, JournalError
 from agent.journal import Journal
+from agent.journal.rescue import Rescue
 from agent.link import identity as identities
 from agent.link.heartbeat import Heartbeat
 from agent.link.identity import Identity
@@ -48,6 +49,28 @@ async def test_the_status_is_told_also_while_the_runtimes_are_being_opened(daemo
     daemon._runtimes[RuntimeName.IGGY] = cast("Runtime", Opening(daemon._runtimes))
     status = await daemon._status()
     assert len(status["runtimes"]) == 1
+
+
+class SlowJournal:
+    """A journal whose thread does not answer."""
+
+    def __init__(self, *, damaged: bool) -> None:
+        self.rescue = Rescue()
+        if damaged:
+            self.rescue.notice(JournalDamagedError("cannot go on with the journal: it is damaged"))
+
+    async def counts(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_journal_that_does_not_answer_is_stuck_unless_it_is_being_set_aside(
+    daemon: Daemon, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may take its time to give the pages of a damaged file; the results are in memory."""
+    monkeypatch.setattr("agent.daemon.JOURNAL_ANSWERS_WITHIN", 0.01)
+    daemon._journal = cast("Journal", SlowJournal(damaged=damaged))
+    assert await daemon._stuck() == ([] if damaged else ["journal"])
 
 
 class Watched:

@@ -203,6 +203,7 @@ class Lane:
         started = await self._begin(row, action)
         if started is not None:
             log.info("activity.started", activity_id=row.id, runtime=row.runtime, action=row.action)
+            self._not_set_up &= action.verb not in {Verb.START, Verb.RESTART}  # this one starts it now
             await self._carry_out(self._work(started, action, config, recovered=False))
 
     async def _begin(self, row: Row, action: Action) -> Row | None:

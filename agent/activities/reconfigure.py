@@ -15,6 +15,7 @@ from agent.errors import Rejection
 from agent.journal import KEEP, GoingBack
 from agent.protocol import Activity, Config, DriverKind, Reason, ReasonCode, ReconfigureOutcome, RuntimeState
 from agent.runtimes.driver import Call, Incarnation, Observation, Step
+from agent.runtimes.releases import Release
 from agent.runtimes.runtime import Runtime
 
 REST_PATIENCE = 2.0
@@ -89,7 +90,7 @@ async def reconfigure(work: Work) -> Result:
     release = await runtime.stage(config)
     current = await runtime.current_or_none()
     if current is not None and current.name == release.name:
-        if seen.running and seen.config_sha256 == release.sha256 and (await runtime.probe_once()).ready:
+        if await _has_it(runtime, seen, release) and (await runtime.probe_once()).ready:
             return await _applied(work, seen, committed=release.name)
     else:
         detail = {"from": current.name if current else "none", "to": release.name}
@@ -101,6 +102,12 @@ async def reconfigure(work: Work) -> Result:
     outcome = await runtime.driver.restart(work.record)
     work.note(outcome)
     return await finish_forward(work, not_this=outcome.replaced)
+
+
+async def _has_it(runtime: Runtime, seen: Observation, release: Release) -> bool:
+    """Tell whether a config runs already; not where its release was mended since: who knows what was in it before."""
+    running = seen.running and seen.config_sha256 == release.sha256
+    return running and not await runtime.began_before(seen, release)
 
 
 async def _at_rest_or_coming_up(work: Work) -> Observation:

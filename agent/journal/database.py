@@ -52,10 +52,11 @@ def draft() -> sqlite3.Connection:
     return connection
 
 
-def content_of(connection: sqlite3.Connection) -> bytes:
+def content_of(connection: sqlite3.Connection) -> bytearray:
     """Return a draft as a file that is opened without being written: `connect` needs no room on the disk for it."""
-    content = connection.serialize()
-    return content[:18] + _WAL_FORMAT + content[20:]
+    content = bytearray(connection.serialize())
+    content[18:20] = _WAL_FORMAT
+    return content
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -202,6 +203,9 @@ class Database:
                 if (said := self._explain(error)) is error:
                     raise
                 raise said from error
+            except MemoryError as error:  # also what SQLite calls SQLITE_NOMEM
+                msg = f"cannot use the journal {self.path}: no memory is left"
+                raise JournalError(msg, hint="give the agent or the machine more memory") from error
             except OSError as error:
                 msg = f"cannot use the journal {self.path}: {error.strerror or error}"
                 if error.errno in FULL:

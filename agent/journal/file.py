@@ -85,12 +85,19 @@ class JournalFile:
     async def mend_reserve(self) -> None:
         """Make the space for results whole again where there is room, and read again what could not be read."""
         try:
-            self._health.space(whole=await self._database.mend())
+            await self._mend()
         except JournalError as error:
             self._health.unwritable(error)
             raise
         for kind, reading in self._health.failed_readings().items():
             await self._read(kind, reading)
+
+    async def _mend(self) -> None:
+        try:
+            whole = await self._database.mend()
+        except JournalFullError:  # as SQLite tells a quota that is used up
+            whole = False
+        self._health.space(whole=whole)
 
     async def _read(self, kind: str, work: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -72,7 +72,7 @@ class Journal(JournalFile):
         try:
             replaced = await self._database.open(lambda: opening.prepare(folder, journal_id))
             self._note_head(await self._database.read(read_head))
-            self._health.space(whole=await self._database.mend())
+            await self._mend()
         except BaseException:
             await self.close()
             raise

@@ -53,6 +53,7 @@ def prepare(folder: Path, journal_id: str | None) -> str | None:
         saved = _replace(path, journal_id)
         reason = f"{damage} ({saved} reports were saved from the old one)"
     _discard(_new(path))
+    Reserve(path).attach()  # a full disk has no other room for a step to a newer version
     connection = connect(path)
     try:
         migrate(connection)
@@ -155,7 +156,7 @@ def _inspect(connection: sqlite3.Connection, path: Path, journal_id: str | None)
     found = connection.execute("SELECT * FROM journal").fetchone()
     if found is None or (journal_id is not None and found["journal_id"] != journal_id):
         return "it is not the one that identity.json names"
-    return _find_unreadable(connection) if version == SCHEMA_VERSION else None
+    return _find_unreadable(connection)
 
 
 def _find_unreadable(connection: sqlite3.Connection) -> str | None:
@@ -229,7 +230,7 @@ def _build(
 
 def _compose(
     *, lost: bool, journal_id: str | None, damaged: Path | None, results: Sequence[tuple[Row, Store]]
-) -> bytes:
+) -> bytearray:
     with closing(draft()) as connection:
         migrate(connection)
         connection.execute("BEGIN IMMEDIATE")
@@ -242,7 +243,7 @@ def _compose(
         return content_of(connection)
 
 
-def _write(new: Path, content: bytes) -> None:
+def _write(new: Path, content: bytearray) -> None:
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         write_all(descriptor, content)

@@ -75,7 +75,7 @@ class Reserve:
 
     # --- around the connection
 
-    def become(self, target: Path, content: bytes) -> bool:
+    def become(self, target: Path, content: bytearray) -> bool:
         """Make a file of the kept blocks, for a content that the disk has no other room for; it is on the disk then.
 
         Nobody has the database open.
@@ -369,15 +369,16 @@ def _wipe(descriptor: int) -> None:
     _write_zeros(descriptor, 0, os.fstat(descriptor).st_size)
 
 
-def write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytearray) -> None:
     """Write a whole content from the beginning of a file on.
 
     Raises:
         OSError: The disk is at fault.
     """
     done = 0
-    while done < len(content):
-        done += os.pwrite(descriptor, content[done:], done)
+    with memoryview(content) as view:
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], done)
 
 
 def _write_zeros(descriptor: int, start: int, end: int) -> None:

@@ -25,15 +25,15 @@ _ORDERS = ("id", "id DESC")
 """A damaged page ends a reading; from both ends, what lies before and behind it is reached."""
 _PASSING = frozenset(
     {
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN),
-        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
     }
 )
 """Primary result codes that do not speak of what is in the file: it may be readable later. sqlite.org/rescode.html."""
 _BAD_SECTOR = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS})
 """Result codes of a disk that does not give a page: for a moment, or for good."""
-_TRIES, _PAUSE = 4, 0.5
-"""How often a page that the disk does not give is asked for, and the seconds between."""
+_PATIENCE, _PAUSE = 5.0, 0.5
+"""Seconds for which a page that the disk does not give is asked for again, and those between."""
 
 
 def salvage(damaged: Path, target: sqlite3.Connection) -> None:
@@ -44,24 +44,25 @@ def salvage(damaged: Path, target: sqlite3.Connection) -> None:
     Raises:
         sqlite3.Error: The old one cannot be read now, and perhaps later; or the new one cannot be written.
     """
+    until = time.monotonic() + _PATIENCE
     for order in _ORDERS:
         statement = f"SELECT {_COLUMNS} FROM activities NOT INDEXED WHERE state = 'finished' ORDER BY {order}"  # noqa: S608 - constants
-        for record in _readable(damaged, statement):
+        for record in _readable(damaged, statement, until):
             _save(target, record)
-    for runtime, verb in _readable(damaged, "SELECT runtime, last_verb FROM runtimes"):
+    for runtime, verb in _readable(damaged, "SELECT runtime, last_verb FROM runtimes", until):
         if isinstance(runtime, str) and verb in set(Verb):
             target.execute("INSERT OR IGNORE INTO runtimes VALUES (?, NULL, ?, 0)", (runtime, verb))
 
 
-def _readable(damaged: Path, statement: str) -> Iterator[tuple[Any, ...]]:
-    """Read up to where the damage is; what is read anew comes again."""
-    for left in reversed(range(_TRIES)):
+def _readable(damaged: Path, statement: str, until: float) -> Iterator[tuple[Any, ...]]:
+    """Read up to where the damage is; what is read anew, because the disk did not give a page, comes again."""
+    while True:
         try:
             with closing(look(damaged)) as source:
                 yield from map(tuple, source.execute(statement))
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", None)
-            if code in _BAD_SECTOR and left:
+            if code in _BAD_SECTOR and time.monotonic() < until:
                 time.sleep(_PAUSE)
                 continue
             if code is not None and code not in _BAD_SECTOR and code & 0xFF in _PASSING:

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -158,6 +159,16 @@ class Releases:
             return max(self._current.lstat().st_ctime, self._current.stat().st_ctime)
         except FileNotFoundError:
             return None
+
+    def written_at(self, name: str) -> datetime:
+        """Return when a release was written, or written anew because it was damaged.
+
+        Raises:
+            Rejection: `not_permitted`: the disk does not tell.
+        """
+        with self._disk("read a config"):
+            seconds = (self._releases / name / "release.json").stat().st_mtime
+        return datetime.fromtimestamp(seconds, UTC)
 
     def get(self, name: str) -> Release | None:
         """Return a release by its name; None when it is not here, or damaged.

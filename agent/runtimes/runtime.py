@@ -232,6 +232,11 @@ class Runtime:
         self.redactor.add(await self._worker.run(config_secrets, config.values, config.secret_keys, files))
         return await self._worker.run(self.releases.stage, config)
 
+    async def began_before(self, seen: Observation, release: Release) -> bool:
+        """Tell whether a run began before a release was last written: what it was given then may have been damaged."""
+        written_at = await self._worker.run(self.releases.written_at, release.name)
+        return seen.started_at is not None and seen.started_at < written_at
+
     async def switch(self, release_name: str | None) -> None:
         """Point `current` at a release, or at none; see `Releases.switch`."""
         await self._worker.run(self.releases.switch, release_name)

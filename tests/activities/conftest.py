@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -182,13 +182,15 @@ class Bench:
         return (self.now + timedelta(seconds=seconds)).isoformat()
 
 
-def make_config(config_id: int, *, version: int = 1, kind: str = "iggy", **values: str) -> dict[str, Any]:
+def make_config(
+    config_id: int, *, version: int = 1, kind: str = "iggy", files: Mapping[str, str] | None = None, **values: str
+) -> dict[str, Any]:
     content: dict[str, Any] = {
         "kind": kind,
         "runtime_version": None,
         "values": values or {"IGGY_SYSTEM_PATH": f"/data/{config_id}"},
         "secret_keys": [],
-        "files": [],
+        "files": [{"path": path, "content": text} for path, text in (files or {}).items()],
     }
     return {"id": config_id, "name": "c", "version": version, **content, "sha256": config_sha256(**content)}
 

@@ -15,6 +15,7 @@ async def test_a_start_brings_a_stopped_runtime_up(bench: Bench) -> None:
     row = await bench.finished(await bench.dispatch("start"))
     assert (row.status, row.changed, row.recovered) == (ReportStatus.COMPLETED, True, False)
     assert row.evidence["before"]["state"] == "stopped"
+    assert row.evidence["after"].pop("started_at") is not None
     assert row.evidence["after"] == {"state": "running", "incarnation": "run-1", "pid": 1001}
     assert row.evidence["calls"] == ["start"]
     assert bench.world.began == 1
@@ -441,20 +442,24 @@ async def test_a_damaged_current_release_is_mended_by_another_config(bench: Benc
     assert (row.status, row.evidence["outcome"], await bench.current()) == ("completed", "applied", "6-1")
 
 
-@pytest.mark.parametrize("knows_what_runs", [True, False])
-async def test_a_damaged_current_release_is_mended_by_its_own_config_with_a_restart_only_if_needed(
-    bench: Bench, knows_what_runs: bool
+@pytest.mark.parametrize("damage", ["environment", "files/config.toml"])
+async def test_a_damaged_current_release_is_mended_by_its_own_config_and_what_runs_is_restarted(
+    bench: Bench, damage: str
 ) -> None:
+    """It may have been started with what was damaged, which nothing tells."""
+    config = make_config(5, files={"config.toml": "[tcp]\n"})
     bench.world.begin()
     await bench.run()
-    await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
-    await asyncio.to_thread((bench.folder / "runtimes/iggy/current/environment").unlink)
-    if not knows_what_runs:
-        bench.world.runs_with = None
-    row = await bench.finished(await bench.dispatch("reconfigure:5", config=make_config(5)))
-    assert (row.status, row.evidence["outcome"], row.changed) == ("completed", "applied", not knows_what_runs)
-    assert bench.world.began == (2 if knows_what_runs else 3)
-    assert await asyncio.to_thread(bench.releases.environment) == make_config(5)["values"]
+    await bench.finished(await bench.dispatch("reconfigure:5", config=config))
+    file = bench.folder / "runtimes/iggy/current" / damage
+    whole = await asyncio.to_thread(file.read_bytes)
+    await asyncio.to_thread(file.write_text, "")
+    row = await bench.finished(await bench.dispatch("reconfigure:5", config=config))
+    assert (row.status, row.evidence["outcome"], row.changed) == ("completed", "applied", True)
+    assert bench.world.began == 3
+    assert await asyncio.to_thread(file.read_bytes) == whole
+    row = await bench.finished(await bench.dispatch("reconfigure:5", config=config))
+    assert (row.status, row.evidence["outcome"], row.changed) == ("completed", "applied", False)
 
 
 async def test_going_back_to_none_from_a_damaged_release_takes_it_away(bench: Bench) -> None:

@@ -230,7 +230,7 @@ async def test_a_fault_in_starting_an_owned_runtime_ends_no_lane_and_it_is_tried
     await until(lambda: _is(tries >= 3), what="it was tried again")
     (condition,) = bench.conditions.all()
     assert (condition.code, condition.message) == ("iggy_not_started", "cannot set up iggy: RuntimeError")
-    assert (await bench.finished(await bench.dispatch("start"))).status is ReportStatus.COMPLETED
+    assert (await bench.finished(await bench.dispatch("stop"))).status is ReportStatus.COMPLETED
     fails = False
     await until(lambda: _is(set_up), what="it is set up")
 

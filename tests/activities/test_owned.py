@@ -55,6 +55,31 @@ async def test_one_that_cannot_be_started_is_said_until_it_runs(bench: Bench) ->
     assert "iggy_not_started" not in bench.conditions
 
 
+@pytest.mark.parametrize("action", ["start", "restart"])
+async def test_what_an_activity_started_meanwhile_is_not_started_once_more(
+    bench: Bench, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have ended at once, which is reported: that is no reason to start it behind the report."""
+    monkeypatch.setattr(lanes_module, "TIDY_AGAIN", 0.02)
+    owned, tries = owned_by(bench, bench.make_runtime()), 0
+
+    async def start(started: Runtime) -> bool:
+        nonlocal tries
+        tries += 1
+        return await owned.start(started)
+
+    bench.world.unavailable = bench.world.starts_fail = True
+    bench.on_recovered = start
+    await bench.run()
+    await until(lambda: asyncio.sleep(0, tries > 1), what="it was tried again")
+    number = await bench.dispatch(action)
+    bench.world.unavailable = False
+    await bench.finished(number)
+    began, tried = bench.world.began, tries
+    await asyncio.sleep(0.2)
+    assert (bench.world.began, tries) == (began, tried)
+
+
 async def test_one_whose_folder_cannot_be_used_for_a_while_is_started_when_it_can(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ its caller is cancelled. `World` is what happens on the node, so a test counts e
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from agent.errors import Rejection
 from agent.protocol import Config, DriverKind, ReasonCode, RuntimeState
@@ -21,6 +22,7 @@ class World:
     last: int | None = None
     began: int = 0
     ended: int = 0
+    began_at: datetime | None = None
     runs_with: str | None = None
     exit_code: int | None = None
     ready: bool = True
@@ -37,6 +39,7 @@ class World:
     def begin(self, config: str | None = None) -> None:
         self.began += 1
         self.running = self.last = self.began
+        self.began_at = datetime.now(UTC)
         self.runs_with = config
         self.exit_code = None
         if self.starts_fail:
@@ -73,7 +76,11 @@ class SimulatedDriver:
         incarnation = None if world.last is None else Incarnation(f"run-{world.last}")
         if world.running is not None:
             return Observation(
-                RuntimeState.RUNNING, incarnation=incarnation, pid=1000 + world.running, config_sha256=world.runs_with
+                RuntimeState.RUNNING,
+                incarnation=incarnation,
+                pid=1000 + world.running,
+                started_at=world.began_at,
+                config_sha256=world.runs_with,
             )
         state = RuntimeState.FAILED if world.exit_code else RuntimeState.STOPPED
         state = RuntimeState.MISSING if world.missing else state

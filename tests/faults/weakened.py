@@ -93,7 +93,7 @@ def without_the_lost_flag() -> AbstractContextManager[object]:
     """A journal that is begun in place of another takes itself for complete."""
     real = opening._compose
 
-    def compose(**parts: Any) -> bytes:
+    def compose(**parts: Any) -> bytearray:
         return real(**{**parts, "lost": False})
 
     return mock.patch.object(opening, "_compose", compose)

@@ -4,8 +4,10 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -257,6 +259,22 @@ async def test_what_cannot_be_read_for_a_while_is_no_damage_and_costs_no_report(
     assert await full.states() == {2: "finished"}
 
 
+async def test_want_of_memory_is_said_and_costs_no_report(full: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has an exception of its own for SQLite's."""
+    take_another_nodes(full)
+
+    def look(_: Path) -> NoReturn:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(salvage, "look", look)
+        with pytest.raises(JournalError, match="no memory is left"):
+            await full.open()
+    assert full.set_aside() == []
+    await full.open()
+    assert await full.states() == {2: "finished"}
+
+
 async def test_a_page_that_the_disk_does_not_give_is_asked_for_again(
     full: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +288,8 @@ async def test_a_page_that_the_disk_does_not_give_is_asked_for_again(
 async def test_a_page_that_the_disk_never_gives_ends_the_reading(full: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node must not be held up for ever by a bad sector."""
     take_another_nodes(full)
-    failing_look(monkeypatch, sqlite3.SQLITE_IOERR_READ, 1000)
+    failing_look(monkeypatch, sqlite3.SQLITE_IOERR_READ, sys.maxsize)
+    monkeypatch.setattr(salvage, "_PATIENCE", 0.05)
     await full.open()
     assert full.journal.lost
     assert await full.states() == {}

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,55 @@ async def test_a_migration_that_fails_leaves_the_file_at_its_version(
         await full.open()
     assert full.edit("PRAGMA user_version") == [(schema.SCHEMA_VERSION + 1,)]
     assert "a" not in [column for _, column, *_ in full.edit("PRAGMA table_info(journal)")]
+
+
+def make_first_version(node: Node) -> None:
+    """Write the closed journal as an agent with the first schema would have."""
+    first = node.folder / "first"
+    with closing(sqlite3.connect(first, isolation_level=None)) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("ATTACH ? AS now", (str(node.path),))
+        for table in ("journal", "activities", "calls"):
+            connection.execute(f"INSERT INTO {table} SELECT * FROM now.{table}")
+        connection.execute("INSERT INTO runtimes SELECT runtime, committed, last_verb FROM now.runtimes")
+    first.replace(node.path)
+
+
+async def test_a_file_of_the_first_version_knows_what_it_knew(full: Node) -> None:
+    await full.open()
+    await full.journal.know_runtime("iggy", current="7-1")
+    await full.close()
+    make_first_version(full)
+    await full.open()
+    assert full.conditions.all() == []
+    assert await full.states() == {1: "reported", 2: "finished", 3: "started", 4: "received"}
+    assert await full.journal.knows_runtime("iggy")
+    assert await full.journal.committed("iggy") == "7-1"
+    assert full.set_aside() == []
+
+
+async def test_an_older_file_becomes_a_newer_one_on_a_full_disk_too(small_disk: SmallDisk) -> None:
+    """An agent is not upgraded on good days only: what it has to report is sent all the same."""
+    node = Node(small_disk.folder, await Journal.create(small_disk.folder))
+    await node.open()
+    await node.sweep(activity(1))
+    await node.finish(1)
+    await node.close()
+    make_first_version(node)
+    small_disk.fill()
+    await node.open()
+    assert codes(node) == ["disk_full"]
+    assert [report.activity_id for report in await node.journal.outbox(10)] == [1]
+    await node.close()
+
+
+async def test_what_cannot_be_read_in_an_older_file_is_found_before_it_becomes_a_newer_one(full: Node) -> None:
+    make_first_version(full)
+    full.edit("INSERT INTO runtimes VALUES ('iggy', NULL, 'reboot')")
+    await full.open()
+    assert codes(full) == ["journal_replaced", "journal_lost"]
 
 
 # --- not the file's fault: an error, and nothing is set aside

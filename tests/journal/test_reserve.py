@@ -392,6 +392,25 @@ async def test_what_is_committed_stays_so_when_the_reserve_cannot_be_tended(
     assert codes(node) == []
 
 
+async def test_a_quota_that_is_met_when_the_log_is_brought_over_is_a_full_disk(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite tells it as an I/O error."""
+
+    def refused(self: reserve.Reserve, _: object) -> None:
+        self._refused = True  # as the next look at the room finds out
+        failure = sqlite3.OperationalError("disk I/O error")
+        failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        raise failure
+
+    monkeypatch.setattr(reserve.Reserve, "_bring_over", refused)
+    monkeypatch.setattr(reserve, "CYCLE", 0)
+    monkeypatch.setattr(reserve.Reserve, "_try_room", lambda _: False)
+    monkeypatch.setattr(node.journal._database.reserve, "_try_at", float("inf"))
+    await node.journal.mend_reserve()
+    assert codes(node) == ["disk_full"]
+
+
 @pytest.mark.parametrize(
     ("code", "error", "condition"),
     [
