@@ -313,11 +313,14 @@ async def test_it_inherits_nothing_of_the_agent(
     leak = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leak, True)
     try:
-        driver = await make_driver(python("import time; time.sleep(60)"), environment={"IGGY_X": "a b", "TZ": "UTC"})
+        program = python("print('up', flush=True); import time; time.sleep(60)")
+        driver = await make_driver(program, environment={"IGGY_X": "a b", "TZ": "UTC"})
         await driver.start(steps)
     finally:
         os.close(leak)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    log = folder / "log" / "iggy.log"
+    await eventually(lambda: "up\n" in log.read_text())  # a Python that is on its way up has its modules' files open
     pid = (await driver.observe()).pid
     process_folder = Path(f"/proc/{pid}")
     environment = dict(line.split("=", 1) for line in (process_folder / "environ").read_text().split("\0")[:-1])
@@ -325,9 +328,8 @@ async def test_it_inherits_nothing_of_the_agent(
     assert {key for key in environment if not key.startswith("LC_")} <= allowed
     assert (environment["IGGY_X"], environment["TZ"], environment["LC_TIME"]) == ("a b", "UTC", "C.UTF-8")
     descriptors = {int(path.name): str(path.readlink()) for path in (process_folder / "fd").iterdir()}
-    log = str(folder / "log" / "iggy.log")
     lock = next(number for number, target in descriptors.items() if number > 2)
-    assert descriptors == {0: "/dev/null", 1: log, 2: log, lock: str(folder / "lock")}
+    assert descriptors == {0: "/dev/null", 1: str(log), 2: str(log), lock: str(folder / "lock")}
     assert (process_folder / "cwd").readlink() == folder
     assert os.getsid(pid or 0) == pid
 
