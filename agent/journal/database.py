@@ -82,6 +82,9 @@ def _connect(path: Path, locking: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
+        connection.execute(
+            "PRAGMA temp_store = MEMORY"
+        )  # a container's root may be read-only: sqlite.org/tempfiles.html
     except BaseException:
         connection.close()
         raise

@@ -433,6 +433,12 @@ async def test_a_disk_that_fails_when_the_log_is_brought_over_is_not_said_to_be_
     assert codes(node) == [condition]
 
 
+async def test_no_folder_for_temporary_files_is_needed(node: Node) -> None:
+    """In a container whose root is read-only there is none, and making the free pages would take one: tests/sidecar."""
+    kept = await node.journal._database.read(lambda connection: connection.execute("PRAGMA temp_store").fetchone()[0])
+    assert kept == 2, "in memory"
+
+
 async def test_free_pages_that_find_no_place_leave_the_rest_as_it_was(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
