@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from agent.protocol import ActivityStatus, ReasonCode, RuntimeName
+from agent.protocol import ActivityStatus, ReasonCode, RuntimeName, RuntimeState
 from tests.e2e.births import Birth
 from tests.e2e.node_settings import Options
 from tests.e2e.programs import standin_programs
@@ -287,8 +287,16 @@ def _check_completed(
 
 
 def _check_undone(deed: Deed, activity: Activity, new: Sequence[Birth], alive: Sequence[Birth]) -> None:
-    """Check that what was not done is as it was: all of it, or the config of a reconfigure."""
-    if activity.code in WITHOUT_EFFECT and (new or tuple(alive) != deed.living):
+    """Check that what was not done is as it was: all of it, or the config of a reconfigure.
+
+    One that says that it changed something, as a restart whose start found no room, has to say truly what runs now.
+    """
+    if activity.changed:
+        runs = activity.raw["evidence"].get("after", {}).get("state") == RuntimeState.RUNNING
+        untrue = activity.code in WITHOUT_EFFECT and runs != bool(alive)
+    else:
+        untrue = activity.code in WITHOUT_EFFECT and bool(new or tuple(alive) != deed.living)
+    if untrue:
         msg = f"rejected as {activity.code}, and what ran is {deed.living}, what was started {new}, what runs {alive}"
         raise FalseReportError(msg)
     if activity.code == ReasonCode.ROLLED_BACK and alive[0].environment.get(SIZE) == deed.size:
